@@ -1,0 +1,40 @@
+# Every target sets itself up: `make demo` and `make test` need only make and Python 3.11 or 3.12.
+# PYTHON=/path/to/python chooses the interpreter; pip's own settings (PIP_INDEX_URL, PIP_FIND_LINKS, ...) are respected.
+
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+PYTHON ?=
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP)
+	$(PY) -m examples.demo --output_dir demo_output
+
+test: lint
+	$(PY) -m pytest -q
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+
+clean:  # leaves .venv and your runs alone
+	rm -rf demo_output build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# A name on PATH may be a shim that fails, or a Python without venv, so each candidate has to run.
+$(STAMP): requirements.txt requirements-dev.txt
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	  found=; for python in $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 python3 python); do \
+	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+	        >/dev/null 2>&1; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "No working Python 3.11 or 3.12 with venv found (tried: $(or $(PYTHON),python3.12 python3.11 python3 python))." >&2; \
+	    echo "Install one (on Debian and Ubuntu with its -venv package), or name it: make PYTHON=/path/to/python3.12" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Setting up $(VENV) with $$("$$found" --version)"; \
+	  "$$found" -m venv $(VENV); \
+	fi
+	$(PY) -m pip install -r requirements-dev.txt
+	@touch $@

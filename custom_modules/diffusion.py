@@ -1,0 +1,60 @@
+"""The diffusion process: noise schedule, noising (Eq. 2) and the deterministic DDIM step (Eq. 5).
+
+    x_t     = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps                                     Eq. (2)
+    x_{t-1} = sqrt(abar_{t-1}) x0_hat + sqrt(1 - abar_{t-1}) eps_hat                      Eq. (5), eta = 0
+    x0_hat  = (x_t - sqrt(1 - abar_t) eps_hat) / sqrt(abar_t)
+
+The tables are those of MONAI's `DDIMScheduler`; a step t -> t - 1 on whole batches, differentiable and with a step
+size of one, is written out here because the scheduler's own step divides the range into `num_inference_steps` and
+clips x0_hat by default. The tests check one against the other.
+
+Symbols: t in 0..T-1 (T = 1000), abar_t = prod_{s <= t} (1 - beta_s), abar_{-1} = 1, beta linear in 1e-4..0.02.
+References: Song et al. 2021 (DDIM, arXiv 2010.02502); Hu et al. 2023 (arXiv 2306.03878).
+"""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.schedulers import DDIMScheduler
+from torch import nn
+
+
+class Diffusion(nn.Module):
+    """Schedule, noising and DDIM step of one diffusion process; no learned parameter.
+
+    Args:
+        num_train_timesteps: T.
+        beta_start: beta of the first step.
+        beta_end: beta of the last step.
+        schedule: name of MONAI's noise schedule (`linear_beta` in the paper).
+    """
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        schedule: str = "linear_beta",
+    ) -> None:
+        super().__init__()
+        scheduler = DDIMScheduler(
+            num_train_timesteps, schedule=schedule, clip_sample=False, beta_start=beta_start, beta_end=beta_end
+        )
+        self.num_train_timesteps = num_train_timesteps
+        self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float().clone(), persistent=False)
+
+    def alpha_bar(self, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """abar_t for indices `t` (B,), shaped (B, 1, 1, ...) to multiply with `like` (B, ...); abar_{-1} = 1."""
+        values = torch.where(t < 0, 1.0, self.alphas_cumprod[t.clamp(min=0)])
+        return values.view(-1, *[1] * (like.ndim - 1))
+
+    def add_noise(self, x_0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x_t of Eq. (2) for images `x_0` and noise `eps` (B, C, H, W), float32, at `t` (B,) int."""
+        alpha_bar = self.alpha_bar(t, x_0)
+        return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+
+    def ddim_step(self, x_t: torch.Tensor, eps_hat: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x_{t-1} of Eq. (5) with eta = 0 and no clipping, for `x_t` and `eps_hat` (B, C, H, W) at `t` (B,) int."""
+        alpha_bar, alpha_bar_prev = self.alpha_bar(t, x_t), self.alpha_bar(t - 1, x_t)
+        x_0_hat = (x_t - (1 - alpha_bar).sqrt() * eps_hat) / alpha_bar.sqrt()
+        return alpha_bar_prev.sqrt() * x_0_hat + (1 - alpha_bar_prev).sqrt() * eps_hat

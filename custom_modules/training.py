@@ -1,0 +1,233 @@
+"""Training: what one iteration computes, and the handlers that make a run reproducible and resumable.
+
+The denoiser learns |eps - f(x_t, t, y)|^2 with the slice's tag as condition y, the classifier learns p(y | x_t). Their
+losses touch disjoint parameters, so training both in one run equals training them apart: each has its own learning
+rate and its own gradient clipping. Only images and slice tags are read here, never a mask.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler, ProgressBar
+from monai.engines.utils import IterationEvents, PrepareBatch
+from monai.handlers import CheckpointLoader, CheckpointSaver
+from monai.metrics import compute_roc_auc
+from torch import nn
+
+from custom_modules.diffusion import Diffusion
+from custom_modules.networks import WeakDiffusionNetwork, autocast
+
+
+class TagBatch(PrepareBatch):
+    """Batch of `SliceDataset` -> x_0 (B, 1, H, W) float32 and tags (B,) int64 on the engine's device; the tags are
+    target and argument of the network at once."""
+
+    def __call__(self, batchdata: Mapping, device=None, non_blocking: bool = False, **kwargs):
+        x_0 = batchdata["image"].to(device=device, non_blocking=non_blocking, dtype=torch.float32)
+        tags = batchdata["tag"].to(device=device, non_blocking=non_blocking, dtype=torch.long)
+        return x_0, tags, (tags,), {}
+
+
+class TrainingStep(nn.Module):
+    """The two losses of one batch, as a single forward pass, which is what `DistributedDataParallel` needs.
+
+    Args:
+        network: the denoiser and the classifier.
+        diffusion: the schedule.
+        timestep_range: lowest and highest t drawn more often, around the noise levels that inference visits.
+        timestep_focus: share of samples drawn from that range; the rest is uniform over all t.
+        clean_fraction: share of the classifier's samples at t = 0, where it gates slices and where CAMs read it.
+        amp: bf16 mixed precision where the hardware has it.
+
+    Forward: `x_0` (B, 1, H, W) in [-1, 1] and `tags` (B,) in {0, 1}; returns, a value a sample, "denoising" (mean
+    squared error of the noise), "classification" (cross entropy), and "probability" (p(y1 | x_t), for the AUC).
+    Noise and t come from torch's global generator, which `EpochSeed` sets.
+
+    Raises:
+        ValueError: if `timestep_range` is not inside 0..T-1 or a share is not inside [0, 1].
+    """
+
+    def __init__(
+        self,
+        network: WeakDiffusionNetwork,
+        diffusion: Diffusion,
+        timestep_range: Sequence[int] = (200, 600),
+        timestep_focus: float = 0.8,
+        clean_fraction: float = 0.25,
+        amp: bool = True,
+    ) -> None:
+        super().__init__()
+        low, high = timestep_range
+        if not 0 <= low <= high < diffusion.num_train_timesteps:
+            raise ValueError(
+                f"timestep_range must be [low, high] with 0 <= low <= high < {diffusion.num_train_timesteps}; "
+                f"got {list(timestep_range)}."
+            )
+        for name, share in (("timestep_focus", timestep_focus), ("clean_fraction", clean_fraction)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is a share and must be in [0, 1]; got {share}.")
+        self.network, self.diffusion = network, diffusion
+        self.low, self.high = low, high
+        self.timestep_focus, self.clean_fraction, self.amp = timestep_focus, clean_fraction, amp
+
+    def sample_timesteps(self, batch_size: int, device: torch.device) -> torch.Tensor:
+        """t (B,) int64: `timestep_focus` of them in [low, high], the others anywhere in 0..T-1."""
+        focus = torch.randint(self.low, self.high + 1, (batch_size,), device=device)
+        anywhere = torch.randint(0, self.diffusion.num_train_timesteps, (batch_size,), device=device)
+        return torch.where(torch.rand(batch_size, device=device) < self.timestep_focus, focus, anywhere)
+
+    def forward(self, x_0: torch.Tensor, tags: torch.Tensor) -> dict[str, torch.Tensor]:
+        eps = torch.randn_like(x_0)
+        t = self.sample_timesteps(len(x_0), x_0.device)
+        x_t = self.diffusion.add_noise(x_0, eps, t)  # Eq. (2)
+        clean = torch.rand(len(x_0), device=x_0.device) < self.clean_fraction
+        with autocast(x_0.device, self.amp):
+            eps_hat = self.network(x_t, t, tags)
+            logits = self.network.classify(torch.where(clean[:, None, None, None], x_0, x_t), t.masked_fill(clean, 0))
+        return {
+            "denoising": (eps_hat.float() - eps).square().mean(dim=(1, 2, 3)),
+            "classification": nn.functional.cross_entropy(logits.float(), tags, reduction="none"),
+            "probability": logits.float().softmax(dim=1)[:, 1],
+        }
+
+
+class JointLoss(nn.Module):
+    """Sum of the two mean losses that `TrainingStep` returns; the tags are already inside."""
+
+    def forward(self, pred: Mapping[str, torch.Tensor], tags: torch.Tensor) -> torch.Tensor:
+        return pred["denoising"].mean() + pred["classification"].mean()
+
+
+def parameter_groups(network: WeakDiffusionNetwork, lr_denoiser: float, lr_classifier: float) -> list[dict]:
+    """Optimizer groups with a learning rate each for the denoiser and the classifier."""
+    return [
+        {"params": list(network.denoiser.parameters()), "lr": lr_denoiser},
+        {"params": list(network.classifier.parameters()), "lr": lr_classifier},
+    ]
+
+
+class ClipGradients:
+    """Clips the gradient norm of every optimizer group by itself, after each backward pass."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, max_norm: float) -> None:
+        self.optimizer, self.max_norm = optimizer, max_norm
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        for group in self.optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], self.max_norm)
+
+
+class EpochSeed:
+    """Makes every random draw of an epoch a function of (seed, epoch, rank).
+
+    So a run that was killed and resumes at an epoch's start draws the same slices, augmentations, noise and t as
+    one that was never stopped, and no generator's state has to be stored. Validation (`every_epoch=False`) draws the same
+    noise each time.
+    """
+
+    def __init__(self, seed: int, dataset, every_epoch: bool = True) -> None:
+        self.seed, self.dataset, self.every_epoch = seed, dataset, every_epoch
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        seed = (self.seed * 1_000_003 + self.every_epoch * engine.state.epoch * 1_009 + engine.state.rank) % 2**31
+        torch.manual_seed(seed)
+        self.dataset.set_random_state(seed=seed)
+
+
+class AveragedWeights:
+    """Keeps the exponential moving average of the weights (`ema_handler`) and writes it after every epoch.
+
+    The file is one flat state dict of `network_def` in half precision, which costs nothing measurable at inference and
+    halves it; it appears whole or not at all. The names of the training cases stand beside it (`training_list`), so
+    that evaluation can tell when it is fed one.
+    """
+
+    def __init__(self, ema: EMAHandler, path: str, cases: Sequence[str]) -> None:
+        self.ema, self.path, self.cases = ema, Path(path), list(cases)
+
+    def attach(self, engine: Engine) -> None:
+        self.ema.attach(engine)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        if engine.state.rank > 0:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        state = {k: v.half() if v.is_floating_point() else v for k, v in self.ema.ema_model.state_dict().items()}
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.path)
+        training_list(self.path).write_text("".join(f"{case}\n" for case in self.cases))
+
+
+class TagMetrics:
+    """Validation metrics of `TrainingStep`: denoising loss by tag, and AUC of the classifier over the drawn t."""
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._gather)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._compute)
+
+    def _start(self, engine: Engine) -> None:
+        self.losses, self.probabilities, self.tags = [], [], []
+
+    def _gather(self, engine: Engine) -> None:
+        pred, tags = engine.state.output["pred"], engine.state.output["label"]
+        self.losses.append(pred["denoising"].cpu())
+        self.probabilities.append(pred["probability"].cpu())
+        self.tags.append(tags.cpu())
+
+    def _compute(self, engine: Engine) -> None:
+        losses, probabilities, tags = (torch.cat(v) for v in (self.losses, self.probabilities, self.tags))
+        for tag in (0, 1):
+            engine.state.metrics[f"val_denoising_y{tag}"] = float(losses[tags == tag].mean())
+        engine.state.metrics["val_classifier_auc"] = float(compute_roc_auc(probabilities, tags))
+
+
+class TrainingProgress(ProgressBar):
+    """Ignite's progress bar with the loss beside it."""
+
+    def __init__(self) -> None:
+        super().__init__(desc="training")
+
+    def attach(self, engine: Engine) -> None:
+        super().attach(engine, output_transform=lambda output: {"loss": float(output["loss"])})
+
+
+def training_list(weights: str | Path) -> Path:
+    """Where the names of the cases that `weights` were trained on stand: beside them, one a line."""
+    return Path(weights).with_suffix(".training.txt")
+
+
+def ema_handler(network: nn.Module, decay: float) -> EMAHandler:
+    """Ignite's exponential moving average of `network`, warmed up so that early averages are not the random start."""
+    return EMAHandler(network, momentum=1 - decay, momentum_warmup=0.2, warmup_iters=int(2 / (1 - decay)))
+
+
+class ResumableRun:
+    """Writes all that a run needs to continue after every epoch, and continues from the newest file it finds.
+
+    MONAI's `CheckpointSaver` and `CheckpointLoader` over `save_dict` and the trainer itself (epoch, iteration), in files
+    `checkpoint_epoch=N.pt` of `save_dir`, of which the newest two are kept.
+    """
+
+    def __init__(self, save_dir: str, save_dict: Mapping, map_location: torch.device | str = "cpu") -> None:
+        self.save_dir, self.save_dict, self.map_location = save_dir, dict(save_dict), map_location
+
+    def attach(self, engine: Engine) -> None:
+        everything = {**self.save_dict, "trainer": engine}
+        found = Path(self.save_dir).glob("checkpoint_epoch=*.pt")
+        if newest := max(found, key=lambda p: int(p.stem.rpartition("=")[2]), default=None):
+            CheckpointLoader(str(newest), everything, map_location=self.map_location).attach(engine)
+        CheckpointSaver(self.save_dir, everything, file_prefix="", save_interval=1, n_saved=2).attach(engine)

@@ -1,0 +1,215 @@
+"""Transforms this product adds to MONAI's: volume checks, tags that travel with the volume, the body region, slices.
+
+A volume passes (1, H, W, D); after `Orientationd` the slices run along the last axis, whatever the order on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+import torch
+from monai.data import MetaTensor, PersistentDataset
+from monai.transforms import Compose, MapTransform
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+
+class CheckVolumed(MapTransform):
+    """Stops a volume that no method can work on, before any work, with its case, what is wrong and how to mend it.
+
+    Expects (C, ...) after `EnsureChannelFirstd`; with `channel` in the case (multi-modal files such as MSD's) keeps
+    that channel. Returns (1, H, W, D).
+
+    Raises:
+        ValueError: if the volume is not 3D, has several channels and none chosen, holds NaN or infinity, or is
+            constant.
+    """
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = self._check(out[key], out.get("case", "volume"), out.get("channel"))
+        return out
+
+    def _check(self, image: torch.Tensor, case: str, channel: int | None) -> torch.Tensor:
+        where = f"case {case!r}: the image"
+        if channel is not None:
+            image = image[int(channel)][None]
+        shape = tuple(image.shape)
+        if image.ndim != 4:
+            raise ValueError(f"{where} must be one 3D volume; got {len(shape) - 1} dimensions, {shape[1:]}.")
+        if shape[0] != 1:
+            raise ValueError(
+                f"{where} is 4D with {shape[0]} channels or time points; split it into 3D files, or name one by "
+                f'"channel": 0 in the datalist.'
+            )
+        if not torch.isfinite(image).all():
+            count = int((~torch.isfinite(image)).sum())
+            raise ValueError(f"{where} holds {count} NaN or infinite voxels; replace them before use.")
+        if image.min() == image.max():
+            raise ValueError(f"{where} is constant ({float(image.min()):g} everywhere): an empty or broken file.")
+        return image
+
+
+class TagVolumed(MapTransform):
+    """Turns per-slice tags into a volume, so that every later transform moves them together with the image.
+
+    `slice_labels` (list of 0/1, index i of the stored array along `slice_axis`) becomes a uint8 MetaTensor
+    (1, H, W, D) with the image's affine, each slice filled with its tag. `slice_tags` reads it back. Apply before
+    any spatial transform. A case without tags passes unchanged.
+
+    Raises:
+        ValueError: if the number of tags differs from the number of slices.
+    """
+
+    def __init__(self, keys="slice_labels", image_key: str = "image", slice_axis: int = 2) -> None:
+        super().__init__(keys, allow_missing_keys=True)
+        if slice_axis not in (0, 1, 2):
+            raise ValueError(f"slice_axis must be 0, 1 or 2, an axis of the stored array; got {slice_axis}.")
+        self.image_key, self.slice_axis = image_key, slice_axis
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        out = dict(data)
+        image = out[self.image_key]
+        for key in self.key_iterator(out):
+            tags = torch.as_tensor(out[key], dtype=torch.uint8).flatten()
+            slices = image.shape[1 + self.slice_axis]
+            if len(tags) != slices:
+                raise ValueError(
+                    f"case {out.get('case')!r}: {key} has {len(tags)} tags but the volume has {slices} slices along "
+                    f"slice_axis={self.slice_axis}, shape {tuple(image.shape[1:])}; rebuild the datalist."
+                )
+            shape = [1, 1, 1, 1]
+            shape[1 + self.slice_axis] = slices
+            volume = tags.view(shape).expand(image.shape).contiguous()
+            out[key] = MetaTensor(volume, affine=image.affine)
+        return out
+
+
+def slice_tags(tag_volume: torch.Tensor) -> torch.Tensor:
+    """Tags (D,) uint8 of a tag volume (1, H, W, D), read along its last axis.
+
+    Raises:
+        ValueError: if the tags run along another axis, that is, the tagged slices are not the ones the method walks.
+    """
+    low, high = tag_volume.flatten(0, 2).aminmax(dim=0)
+    if not torch.equal(low, high):
+        raise ValueError(
+            "slice_labels run along another axis than the slices the method walks after reorientation; set slice_axis "
+            "to the stored axis that they index, or orientation so that its last letter is their direction."
+        )
+    return high
+
+
+def body_mask(image: np.ndarray, erosion: int = 0) -> np.ndarray:
+    """The body (head, abdomen) in a volume, (H, W, D) bool: all brighter than the background, filled slice by slice.
+
+    Half of Otsu's threshold separates tissue from air in MR, whether or not the skull was stripped; the largest 3D
+    component leaves out noise, and holes (ventricles, air, dark organs) are filled in every slice along the last axis.
+
+    Args:
+        image: (H, W, D), real.
+        erosion: pixels taken off the rim in every slice.
+    """
+    cross = ndimage.generate_binary_structure(2, 1)
+    mask = image - image.min() > 0.5 * (threshold_otsu(image) - image.min())
+    mask = ndimage.binary_opening(mask, cross[:, :, None])
+    labels, count = ndimage.label(mask)
+    if count > 1:
+        mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    for k in range(mask.shape[2]):
+        mask[..., k] = ndimage.binary_fill_holes(mask[..., k])
+        if erosion:
+            mask[..., k] = ndimage.binary_erosion(mask[..., k], cross, iterations=erosion)
+    return mask
+
+
+def body_box(image: torch.Tensor) -> torch.Tensor:
+    """`select_fn` of `CropForegroundd`: the body's in-plane bounding box over all slices, as a mask like `image`."""
+    mask = body_mask(np.asarray(image[0])).any(axis=2)
+    return torch.as_tensor(mask)[None, :, :, None].expand(image.shape)
+
+
+class BodyMaskd(MapTransform):
+    """Adds `body` (1, H, W, D) uint8, the eroded body region in which maps are thresholded; see `body_mask`."""
+
+    def __init__(self, keys="image", erosion: int = 0, body_key: str = "body") -> None:
+        super().__init__(keys)
+        self.erosion, self.body_key = erosion, body_key
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            image = out[key]
+            mask = torch.as_tensor(body_mask(np.asarray(image[0]), self.erosion))[None].to(torch.uint8)
+            out[self.body_key] = MetaTensor(mask, meta=image.meta, applied_operations=image.applied_operations)
+        return out
+
+
+class SliceDataset(Dataset):
+    """All slices of a set of volumes, decoded once, as uint8 in memory: random access fast enough for any GPU.
+
+    Every volume is read and prepared once by `preprocessing` (deterministic; gives `image` (1, H, W, D) in [-1, 1] and
+    a tag volume `slice_labels`), and kept in `cache_dir` for the next run. Slices without any tissue are left out.
+
+    Args:
+        cases: datalist entries with `image` and `slice_labels`; a mask is never read.
+        preprocessing: MONAI transforms of one case.
+        augmentation: random MONAI transforms of one slice, keys `image`.
+        cache_dir: folder of the prepared volumes; None to prepare them anew each run.
+        num_workers: processes that prepare volumes.
+
+    Items: {"image": (1, H, W) float32 in [-1, 1], "tag": int}.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Mapping],
+        preprocessing: Compose,
+        augmentation: Compose | None = None,
+        cache_dir: str | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        volumes = PersistentDataset([dict(c) for c in cases], Compose([preprocessing, _pack]), cache_dir)
+        loader = DataLoader(volumes, batch_size=None, num_workers=num_workers)
+        packed = list(tqdm(loader, desc="preparing volumes", unit="volume", disable=len(cases) < 2))
+        self.images = torch.cat([images for images, _ in packed]) if packed else torch.empty(0)  # (N, 1, H, W) uint8
+        self.tags = torch.cat([tags for _, tags in packed]).long() if packed else torch.empty(0)  # (N,)
+        self.augmentation = augmentation
+
+    @property
+    def balanced_weights(self) -> list[float]:
+        """Sampling weights (N,) with which positive and negative slices are drawn equally often.
+
+        Raises:
+            ValueError: if one of the two tags never occurs.
+        """
+        counts = torch.bincount(self.tags, minlength=2)
+        if not counts.all():
+            raise ValueError(
+                f"training needs slices of both tags; got {counts[1]} positive and {counts[0]} negative slices."
+            )
+        return (1.0 / counts.double())[self.tags].tolist()
+
+    def __len__(self) -> int:
+        return len(self.tags)
+
+    def __getitem__(self, index: int) -> dict:
+        item = {"image": self.images[index].float() / 127.5 - 1, "tag": self.tags[index]}
+        return item if self.augmentation is None else self.augmentation(item)
+
+    def set_random_state(self, seed: int) -> None:
+        if self.augmentation is not None:
+            self.augmentation.set_random_state(seed=seed)
+
+
+def _pack(data: Mapping) -> tuple[torch.Tensor, torch.Tensor]:
+    """One prepared case -> its slices with tissue (n, 1, H, W) uint8 and their tags (n,) uint8."""
+    image, tags = data["image"].as_tensor(), slice_tags(data["slice_labels"].as_tensor())
+    slices = image.movedim(-1, 0)
+    tissue = (slices > -0.9).flatten(1).float().mean(dim=1) > 0.02
+    packed = ((slices[tissue] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return packed.contiguous(), tags[tissue].clone()
