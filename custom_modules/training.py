@@ -210,6 +210,12 @@ def training_list(weights: str | Path) -> Path:
     return Path(weights).with_suffix(".training.txt")
 
 
+def training_cases(weights: str | Path) -> list[str] | None:
+    """The cases that `weights` were trained on, or None when that was not recorded."""
+    path = training_list(weights)
+    return path.read_text().split("\n")[:-1] if path.is_file() else None
+
+
 def ema_handler(network: nn.Module, decay: float) -> EMAHandler:
     """Ignite's exponential moving average of `network`, warmed up so that early averages are not the random start."""
     return EMAHandler(network, momentum=1 - decay, momentum_warmup=0.2, warmup_iters=int(2 / (1 - decay)))

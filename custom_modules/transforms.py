@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor, PersistentDataset
-from monai.transforms import Compose, MapTransform
+from monai.transforms import Compose, KeepLargestConnectedComponent, MapTransform
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 from torch.utils.data import DataLoader, Dataset
@@ -213,3 +214,75 @@ def _pack(data: Mapping) -> tuple[torch.Tensor, torch.Tensor]:
     tissue = (slices > -0.9).flatten(1).float().mean(dim=1) > 0.02
     packed = ((slices[tissue] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return packed.contiguous(), tags[tissue].clone()
+
+
+class SaliencyToMaskd(MapTransform):
+    """Thresholds the saliency on the native grid: positive part, Otsu, largest components.
+
+    `keys` (1, H, W, D) hold the signed saliency brought back to the input's grid; they become the binary mask (uint8)
+    and the saliency is kept under `saliency_key`. Otsu's method sees the positive values only, so it needs no region:
+    what lies outside the body is 0, and negative values mean that the target would darken the voxel.
+
+    Args:
+        threshold: `otsu` (a threshold a slice), `average_otsu` (the mean of the slices' thresholds, for the volume),
+            or a number.
+        num_components: largest 3D components kept; 0 keeps all.
+        orientation: axis codes of preprocessing; the slices run along its last letter.
+
+    Raises:
+        ValueError: if `threshold` is something else.
+    """
+
+    def __init__(
+        self,
+        keys="pred",
+        threshold: str | float = "otsu",
+        num_components: int = 1,
+        orientation: str = "LPS",
+        saliency_key: str = "saliency",
+    ) -> None:
+        super().__init__(keys)
+        if isinstance(threshold, str) and threshold not in ("otsu", "average_otsu"):
+            raise ValueError(f"threshold must be 'otsu', 'average_otsu' or a number; got {threshold!r}.")
+        if num_components < 0:
+            raise ValueError(f"num_components must be >= 0; got {num_components}.")
+        self.threshold, self.num_components = threshold, num_components
+        self.keep_largest = KeepLargestConnectedComponent(is_onehot=False, num_components=num_components)
+        self.orientation, self.saliency_key = orientation, saliency_key
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            saliency = out[key]
+            values = saliency.as_tensor()[0].cpu().numpy().astype(np.float32)
+            axis = slice_axis_of(np.asarray(saliency.affine.cpu()), self.orientation)
+            mask = threshold_slices(np.moveaxis(values, axis, 0), self.threshold)
+            mask = torch.as_tensor(np.moveaxis(mask, 0, axis).astype(np.uint8))[None]
+            if self.num_components:
+                mask = self.keep_largest(mask)
+            if "stem" in out:  # what SaveImaged names the files by
+                saliency.meta["filename_or_obj"] = f"{out['stem']}.nii.gz"
+            out[self.saliency_key] = saliency.to(torch.float32)
+            out[key] = MetaTensor(mask, meta=saliency.meta)
+        return out
+
+
+def threshold_slices(saliency: np.ndarray, threshold: str | float) -> np.ndarray:
+    """Binary slices (D, H, W) of `saliency` (D, H, W); slices without a positive value stay empty."""
+    if not isinstance(threshold, str):
+        return saliency > max(float(threshold), 0.0)
+    thresholds = np.full(len(saliency), np.nan)
+    for k, plane in enumerate(saliency):
+        positive = plane[plane > 0]
+        if positive.size:
+            thresholds[k] = threshold_otsu(positive) if positive.min() < positive.max() else 0.0
+    if threshold == "average_otsu" and np.isfinite(thresholds).any():
+        thresholds = np.where(np.isnan(thresholds), np.nan, np.nanmean(thresholds))
+    return saliency > np.nan_to_num(thresholds, nan=np.inf)[:, None, None]
+
+
+def slice_axis_of(affine: np.ndarray, orientation: str) -> int:
+    """Which axis of an array with `affine` (4, 4) runs along the last letter of `orientation`, such as S in LPS."""
+    pairs = ({"L", "R"}, {"A", "P"}, {"S", "I"})
+    wanted = next(i for i, pair in enumerate(pairs) if orientation[-1] in pair)
+    return int(np.flatnonzero(nib.io_orientation(affine)[:, 0] == wanted)[0])

@@ -1,0 +1,129 @@
+"""From a volume to slices, through any saliency method, and back to a volume.
+
+The inferer knows no method: a method is a callable `(x_0 (B, 1, H, W), network, slices) -> (B, 1, H, W)`, put in by the
+config. It decides which slices are worth the work (the gate), batches them, and returns a volume with the input's meta
+data, so that MONAI's `Invertd` can bring it back to the input's grid.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from scipy.ndimage import gaussian_filter1d
+from torch import nn
+from tqdm import tqdm
+
+from custom_modules.networks import autocast
+from custom_modules.transforms import body_mask, slice_tags
+
+GATES = ("classifier", "tags", "all")
+
+
+class SaliencyInferer(Inferer):
+    """Runs a saliency method on the positive slices of volumes.
+
+    Args:
+        method: `(x_0 (B, 1, H, W) float32 in [-1, 1], network, slices) -> (B, 1, H, W)`.
+        gate: which slices are processed: `classifier` (probability at t = 0 above `gate_threshold`), `tags` (those the
+            case's `slice_labels` call positive) or `all`. Slices without body are never processed.
+        gate_threshold: probability in [0, 1].
+        batch_size: slices a batch.
+        erosion: pixels taken off the rim of the body, outside of which the map is 0 (the scalp competes otherwise).
+        smoothing: standard deviation, in slices, of a Gaussian over the processed slices; 0 for none.
+        slice_axis: axis of the given (H, W, D) array along which the slices run.
+        amp: bf16 for the gate where the hardware has it.
+
+    Call: `inputs` (B, 1, H, W, D) float32 in [-1, 1], MetaTensor or tensor, the `network`, and for `gate="tags"` the
+    tag volume `slice_labels` (B, 1, H', W', D). Returns a MetaTensor of the saliency, same shape. `facts` then holds, for
+    each volume of the last call, "seconds_per_slice" (the method's own time) and "n_slices" (processed).
+
+    Raises:
+        ValueError: if a setting is out of its range, or tags are asked for and the case has none.
+    """
+
+    def __init__(
+        self,
+        method: Callable[[torch.Tensor, nn.Module, Sequence[int]], torch.Tensor],
+        gate: str = "classifier",
+        gate_threshold: float = 0.5,
+        batch_size: int = 16,
+        erosion: int = 0,
+        smoothing: float = 0.0,
+        slice_axis: int = 2,
+        amp: bool = True,
+    ) -> None:
+        super().__init__()
+        if gate not in GATES:
+            raise ValueError(f"gate must be one of {list(GATES)}; got {gate!r}.")
+        if not 0 <= gate_threshold <= 1:
+            raise ValueError(f"gate_threshold is a probability and must be in [0, 1]; got {gate_threshold}.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1; got {batch_size}.")
+        if slice_axis not in (0, 1, 2):
+            raise ValueError(f"slice_axis must be 0, 1 or 2; got {slice_axis}.")
+        self.method, self.gate, self.gate_threshold = method, gate, gate_threshold
+        self.batch_size, self.erosion, self.smoothing = batch_size, erosion, smoothing
+        self.slice_axis, self.amp = slice_axis, amp
+        self.facts: list[dict] = []
+
+    def __call__(
+        self, inputs: torch.Tensor, network: nn.Module, slice_labels: torch.Tensor | None = None
+    ) -> MetaTensor:
+        results = [
+            self._volume(volume, network, None if slice_labels is None else slice_labels[i])
+            for i, volume in enumerate(inputs)
+        ]
+        self.facts = [facts for _, facts in results]
+        saliency = MetaTensor(torch.stack([volume for volume, _ in results]))
+        return saliency.copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else saliency
+
+    def _volume(self, volume: torch.Tensor, network: nn.Module, tags: torch.Tensor | None):
+        volume = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+        slices = volume.movedim(1 + self.slice_axis, 0)  # (D, 1, H, W)
+        body = torch.as_tensor(body_mask(slices[:, 0].movedim(0, -1).cpu().numpy(), self.erosion)).movedim(-1, 0)
+        chosen = self._gate(slices, network, tags) & body.flatten(1).any(dim=1)
+        indices = chosen.nonzero().flatten().tolist()
+        saliency = torch.zeros(slices.shape, device=volume.device)
+        seconds = []
+        for first in tqdm(range(0, len(indices), self.batch_size), desc="slices", unit="batch", leave=False):
+            batch = indices[first : first + self.batch_size]
+            start = time.perf_counter()
+            saliency[batch] = self.method(slices[batch].contiguous(), network, batch)
+            seconds.append((time.perf_counter() - start) / len(batch))
+        saliency = smooth_along(saliency * body[:, None].to(saliency.device), chosen, self.smoothing)
+        warm = seconds[1:] or seconds  # the first batch warms up
+        facts = {"seconds_per_slice": sum(warm) / max(len(warm), 1), "n_slices": len(indices)}
+        return saliency.movedim(0, 1 + self.slice_axis), facts
+
+    def _gate(self, slices: torch.Tensor, network: nn.Module, tags: torch.Tensor | None) -> torch.Tensor:
+        """Which of the slices (D, 1, H, W) are processed, (D,) bool."""
+        if self.gate == "all":
+            return torch.ones(len(slices), dtype=torch.bool)
+        if self.gate == "tags":
+            if tags is None:
+                raise ValueError(
+                    "gate is 'tags' but the case has no slice_labels; give a datalist with tags, or --gate classifier."
+                )
+            tags = tags.as_tensor() if isinstance(tags, MetaTensor) else tags
+            return slice_tags(tags.movedim(1 + self.slice_axis, -1)).bool().cpu()
+        with torch.no_grad(), autocast(slices.device, self.amp):
+            batches = slices.split(4 * self.batch_size)
+            logits = [network.classify(b.contiguous(), b.new_zeros(len(b), dtype=torch.long)) for b in batches]
+        return (torch.cat(logits).float().softmax(dim=1)[:, 1] > self.gate_threshold).cpu()
+
+
+def smooth_along(saliency: torch.Tensor, chosen: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian smoothing of `saliency` (D, 1, H, W) over its processed slices, `chosen` (D,) bool, sigma in slices.
+
+    Normalised by the weight of the processed slices, so that a neighbour that was not looked at does not count as 0.
+    """
+    if not sigma or not chosen.any():
+        return saliency
+    weight = torch.as_tensor(gaussian_filter1d(chosen.double().numpy(), sigma, mode="constant"))
+    smooth = torch.as_tensor(gaussian_filter1d(saliency.cpu().numpy(), sigma, axis=0, mode="constant"))
+    smooth = smooth / weight.clamp(min=1e-6)[:, None, None, None]
+    return (smooth * chosen[:, None, None, None]).to(saliency)

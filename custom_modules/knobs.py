@@ -1,0 +1,65 @@
+"""Checks of what the user turned: a misspelt knob and a wrong choice are errors that name the right ones.
+
+MONAI's bundles accept any `--id value` on the command line and silently ignore ids that the config does not have.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+
+from monai.bundle import ConfigParser
+from monai.bundle.scripts import run
+from monai.bundle.utils import ID_SEP_KEY
+
+RUN_ARGUMENTS = set(inspect.signature(run).parameters) | {"workflow_name", "workflow_type", "properties_path"}
+
+
+def check_knobs(argv: Sequence[str] | None = None) -> None:
+    """Compares the ids given to `python -m monai.bundle run` with those that its config files know.
+
+    Does nothing when the process was started otherwise (a test, MONAI Label, a notebook).
+
+    Raises:
+        ValueError: if an id does not exist, with the closest ones that do.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    given = {}
+    for i, argument in enumerate(argv[1:], 1):
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            given[name] = value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
+    if "config_file" not in given or "monai" not in argv[0]:
+        return
+    files = given.pop("config_file").strip("[]").replace("'", "").replace('"', "").split(",")
+    config = ConfigParser.load_config_files([f.strip() for f in files])
+    for name in given.keys() - RUN_ARGUMENTS:
+        _find(name, config)
+
+
+def _find(name: str, config: Mapping) -> None:
+    node, parts = config, name.replace("#", ID_SEP_KEY).split(ID_SEP_KEY)
+    for part in parts:
+        if isinstance(node, Sequence) and not isinstance(node, str) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, Mapping) and part in node:
+            node = node[part]
+        elif isinstance(node, Mapping) and "_target_" in node and part == parts[-1]:
+            return  # an argument that the config leaves at its default
+        else:
+            known = [key for key in node if not key.startswith("_")] if isinstance(node, Mapping) else []
+            close = difflib.get_close_matches(part, known, n=3) or sorted(known)
+            raise ValueError(f"--{name}: there is no knob {part!r}; did you mean one of {close}?")
+
+
+def choose(options: Mapping, name: str, knob: str):
+    """`options[name]`, or an error that lists what `knob` may be.
+
+    Raises:
+        ValueError: if there is no such option.
+    """
+    if name not in options:
+        raise ValueError(f"{knob} must be one of {sorted(options)}; got {name!r}.")
+    return options[name]
