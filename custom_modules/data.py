@@ -1,6 +1,6 @@
-"""From folders of volumes to a datalist: layouts, slice tags, splits by patient, and the check before training.
+"""Datalists: how one is built from folders of volumes, read for training and inference, and checked before the work.
 
-A case is one volume. A datalist is MONAI's decathlon JSON: lists of cases under `training`, `validation` and `test`,
+A datalist is MONAI's decathlon JSON: lists of cases under `training`, `validation` and `test`,
 
     {"case": "p1", "image": "p1/p1_flair.nii.gz", "slice_labels": [0, 1, ...], "label"?: ..., "channel"?: 0}
 
@@ -14,34 +14,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-
-import nibabel as nib
-import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from tqdm import tqdm
 
 from custom_modules.layouts import (
     CHAOS_KIDNEYS,
     LAYOUTS,
+    UNREADABLE,
+    check_label,
     find_cases,
+    in_a_line,
     load_label,
     name_apart,
     read_geometry,
     read_tags,
-    slice_tags,
     stem_of,
+    tag_cases,
 )
-from custom_modules.splits import SECTIONS, expand_splits, read_splits, split_cases
+from custom_modules.splits import SECTIONS, expand_splits, read_json, read_splits, split_cases
 
-UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, ImageFileError)
-
-
-# Reading a datalist, and the check
+logger = logging.getLogger(__name__)
 
 
 def load_cases(
@@ -89,9 +84,39 @@ def load_cases(
     return [{key: value for key, value in item.items() if with_label or key != "label"} for item in items]
 
 
+def labelled_cases(
+    datalist: str | Path | None,
+    dataset_dir: str | Path,
+    section: str | Sequence[str] | None = None,
+    target_labels: Sequence[int] | None = None,
+    slice_axis: int = 2,
+) -> list[dict]:
+    """Read the cases for evaluation: those with a label, under `label_file`, beside `image_file`, all with `slice_labels`.
+
+    A case that comes without tags (no datalist) gets those of its label. `group` is the folder above the case's own.
+
+    Raises:
+        ValueError: no case has a label; and what `load_cases` raises.
+    """
+    cases = load_cases(datalist, dataset_dir, section, with_label=True, discover=True)
+    with_label = [case for case in cases if "label" in case]
+    if not with_label:
+        raise ValueError(f"none of the {len(cases)} cases in {dataset_dir} has a label to be compared with.")
+    tagged = [case for case in with_label if "slice_labels" in case]
+    untagged = [case for case in with_label if "slice_labels" not in case]
+    usable, skipped, _ = tag_cases(untagged, target_labels=target_labels, slice_axis=slice_axis)
+    for case, why in skipped.items():
+        logger.warning("case %s is left out: %s", case, why)
+    return [
+        {key: value for key, value in case.items() if key != "label"}
+        | {"image_file": case["image"], "label_file": case["label"], "group": Path(case["image"]).parent.parent.name}
+        for case in tagged + usable
+    ]
+
+
 def _read_sections(path: Path, section: str | Sequence[str] | None, build: str) -> list[dict]:
     asked = [section] if isinstance(section, str) else list(section or ())
-    content = _read_json(path)
+    content = read_json(path)
     lists = {key: content[key] for key in dict.fromkeys([*SECTIONS, "untagged", *asked]) if key in content}
     held = ", ".join(f"{key} ({len(items)} cases)" for key, items in lists.items()) or "none"
     if missing := [key for key in asked if key not in lists]:
@@ -134,7 +159,7 @@ def check_cases(
         try:
             _check_case(item, require_labels, with_label, slice_axis)
         except UNREADABLE as error:
-            problems.append(f"{item['case']}: {_in_a_line(error)} ({item['image']})")
+            problems.append(f"{item['case']}: {in_a_line(error)} ({item['image']})")
     tags = [tag for item in items for tag in item.get("slice_labels", ())]
     if require_labels and not problems and set(tags) != {0, 1}:
         problems.append(f"slice_labels must hold both 0 and 1; got {sum(tags)} ones in {len(tags)} slices.")
@@ -158,62 +183,10 @@ def _check_case(item: dict, require_labels: bool, with_label: bool, slice_axis: 
         raise ValueError(f"slice_labels must be 0 or 1; got {sorted(set(tags))}.")
     if with_label and "label" in item:
         label = item["label"]
-        _check_label(item, read_geometry(label)[0] if os.path.isfile(label) else load_label(label, item["image"]).shape)
+        check_label(item, read_geometry(label)[0] if os.path.isfile(label) else load_label(label, item["image"]).shape)
 
 
-# Building a datalist
-
-
-def tag_cases(
-    cases: list[dict], tags: dict[str, dict[int, int]] | None = None, **rule
-) -> tuple[list[dict], dict[str, str], dict[str, str]]:
-    """Give each case its `slice_labels`: from `tags`, or else from its label by `slice_tags(label, **rule)`.
-
-    Returns:
-        The usable cases (those without tags lack `slice_labels`), `{case: why it was skipped}`, `{case: note}`.
-
-    Raises:
-        ValueError: `tags` speak of a case or of a slice that does not exist.
-    """
-    if unknown := sorted(set(tags or ()) - {item["case"] for item in cases}):
-        known = ", ".join(item["case"] for item in cases[:3])
-        raise ValueError(f"the tags name unknown cases: {', '.join(unknown[:5])}. Cases are named like {known}.")
-    usable, skipped, notes = [], {}, {}
-    for item in tqdm(cases, desc="reading cases", unit="case", leave=False, disable=None):
-        case, label = item["case"], None
-        try:
-            n_slices = read_geometry(item["image"], item.get("channel"))[0][rule.get("slice_axis", 2)]
-            if tags is None and "label" in item:
-                label = load_label(item["label"], item["image"])
-                _check_label(item, label.shape)
-        except UNREADABLE as error:
-            skipped[case] = _in_a_line(error)
-            continue
-        if label is not None:
-            item = item | {"slice_labels": slice_tags(label, **rule)}
-        elif case in (tags or ()):
-            if max(tags[case]) >= n_slices:
-                raise ValueError(f"the tags of {case!r} name slice {max(tags[case])}; its last is {n_slices - 1}.")
-            item = item | {"slice_labels": [tags[case].get(index, 0) for index in range(n_slices)]}
-            if missing := n_slices - len(tags[case]):
-                notes[case] = f"{missing} of {n_slices} slices are not in the tags; they count as 0."
-        else:
-            notes[case] = f"no {'label' if tags is None else 'tags'}: listed as untagged, for inference only."
-        usable.append(item)
-    return usable, skipped, notes
-
-
-def _check_label(item: dict, label_shape: Sequence[int]) -> None:
-    """Raise ValueError where a label differs from its image in shape or, between NIfTI files, affine (0.01 mm)."""
-    shape, affine = read_geometry(item["image"], item.get("channel"))
-    if tuple(label_shape) != shape:
-        raise ValueError(f"the label's shape {tuple(label_shape)} differs from the image's {shape}.")
-    if os.path.isfile(item["label"]) and not np.allclose(nib.load(item["label"]).affine, affine, atol=1e-2):
-        raise ValueError("the label's affine differs from the image's.")
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+# Command line
 
 
 def _write_datalist(path: Path, split: dict[str, list[dict]], root: Path, settings: dict) -> None:
@@ -281,7 +254,7 @@ def _build(args: argparse.Namespace) -> None:
         tagged = [item for item in tagged if item["case"] in place]
         if not tagged:
             raise ValueError(f"{args.splits} names none of the cases found: {', '.join(left_out[:5])} ...")
-        splits = _expand(tagged, place)
+        splits = expand_splits(tagged, place)
     else:
         splits = split_cases(tagged, args.seed, folds=args.folds)
 
@@ -289,7 +262,7 @@ def _build(args: argparse.Namespace) -> None:
     source = args.tags or f"{target} on more than {args.min_area} pixels"
     print(f"{len(cases)} cases found in {args.root} ({args.layout}); a slice is positive by: {source}")
     for k, split in enumerate(splits):
-        path = args.output if len(splits) == 1 else args.output.withstem_of(f"{args.output.stem}_fold{k}")
+        path = args.output if len(splits) == 1 else args.output.with_stem(f"{args.output.stem}_fold{k}")
         split |= {"untagged": untagged} if untagged else {}
         _write_datalist(path, split, args.root if args.root.is_dir() else args.root.parent, rule)
         print(f"{path}\n  {'section':<12}{'cases':>7}{'slices':>8}{'positive':>10}")

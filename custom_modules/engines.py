@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -43,10 +44,11 @@ class CaseDataset(Dataset):
 
     def __init__(self, data: Sequence[Mapping], transform) -> None:
         stems = [_stem(case) for case in data]
-        named = [
-            {**case, "stem": stem if stem and stems.count(stem) == 1 else case["case"]}
-            for case, stem in zip(data, stems, strict=True)
-        ]
+        counts, names = Counter(stems), {case["case"] for case in data}
+        named = []
+        for case, stem in zip(data, stems, strict=True):
+            unique = counts[stem] == 1 and stem not in names - {case["case"]}  # another may fall back on its name
+            named.append({**case, "stem": stem if stem and unique else case["case"]})
         super().__init__(named, transform)
 
     def _transform(self, index: int) -> dict:
@@ -132,7 +134,7 @@ class Provenance:
         for item in engine.state.output:
             facts = {
                 "case": item["case"],
-                "image": str(item["pred"].meta.get("filename_or_obj", "")),
+                "image": str(item["image"].meta.get("filename_or_obj", "")),
                 "slices_processed": item["n_slices"],
                 "seconds_per_slice": item["seconds_per_slice"],
                 "settings": self.settings,

@@ -32,14 +32,16 @@ class SaliencyInferer(Inferer):
             case's `slice_labels` call positive) or `all`. Slices without body are never processed.
         gate_threshold: probability in [0, 1].
         batch_size: slices a batch.
-        erosion: pixels taken off the rim of the body, outside of which the map is 0 (the scalp competes otherwise).
+        erosion: pixels taken off the rim of the body, outside of which the map does not count (the scalp competes).
         smoothing: standard deviation, in slices, of a Gaussian over the processed slices; 0 for none.
         slice_axis: axis of the given (H, W, D) array along which the slices run.
         amp: bf16 for the gate where the hardware has it.
 
     Call: `inputs` (B, 1, H, W, D) float32 in [-1, 1], MetaTensor or tensor, the `network`, and for `gate="tags"` the
-    tag volume `slice_labels` (B, 1, H', W', D). Returns a MetaTensor of the saliency, same shape. `facts` then holds, for
-    each volume of the last call, "seconds_per_slice" (the method's own time) and "n_slices" (processed).
+    tag volume `slice_labels` (B, 1, H', W', D). Returns a MetaTensor (B, 2, H, W, D) float32: the saliency (0 in slices
+    not processed) and the region that counts (1 in the eroded body of processed slices, else 0), apart, so that
+    bringing both back to the input's grid makes no rim. `facts` then holds, for each volume of the last call,
+    "seconds_per_slice" (the method's own time) and "n_slices" (processed).
 
     Raises:
         ValueError: if a setting is out of its range, or tags are asked for and the case has none.
@@ -91,13 +93,15 @@ class SaliencyInferer(Inferer):
         seconds = []
         for first in tqdm(range(0, len(indices), self.batch_size), desc="slices", unit="batch", leave=False):
             batch = indices[first : first + self.batch_size]
-            start = time.perf_counter()
-            saliency[batch] = self.method(slices[batch].contiguous(), network, batch)
-            seconds.append((time.perf_counter() - start) / len(batch))
-        saliency = smooth_along(saliency * body[:, None].to(saliency.device), chosen, self.smoothing)
+            x_0 = slices[batch].contiguous()
+            start = _clock(volume.device)
+            saliency[batch] = self.method(x_0, network, batch)
+            seconds.append((_clock(volume.device) - start) / len(batch))
+        saliency = smooth_along(saliency, chosen, self.smoothing)
+        region = (body & chosen[:, None, None])[:, None].to(saliency)
         warm = seconds[1:] or seconds  # the first batch warms up
         facts = {"seconds_per_slice": sum(warm) / max(len(warm), 1), "n_slices": len(indices)}
-        return saliency.movedim(0, 1 + self.slice_axis), facts
+        return torch.cat([saliency, region], dim=1).movedim(0, 1 + self.slice_axis), facts
 
     def _gate(self, slices: torch.Tensor, network: nn.Module, tags: torch.Tensor | None) -> torch.Tensor:
         """Which of the slices (D, 1, H, W) are processed, (D,) bool."""
@@ -114,6 +118,13 @@ class SaliencyInferer(Inferer):
             batches = slices.split(4 * self.batch_size)
             logits = [network.classify(b.contiguous(), b.new_zeros(len(b), dtype=torch.long)) for b in batches]
         return (torch.cat(logits).float().softmax(dim=1)[:, 1] > self.gate_threshold).cpu()
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds, once the work queued on `device` is done: a GPU runs behind the calls."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def smooth_along(saliency: torch.Tensor, chosen: torch.Tensor, sigma: float) -> torch.Tensor:

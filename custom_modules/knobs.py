@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -28,15 +29,16 @@ def check_knobs(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv if argv is None else argv)
     given = {}
     for i, argument in enumerate(argv[1:], 1):
-        if argument.startswith("--"):
-            name, equals, value = argument[2:].partition("=")
-            given[name] = value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
+        if re.match("--|-[a-zA-Z]", argument):  # what Fire takes for an option, and how it reads its name
+            name, equals, value = argument.lstrip("-").partition("=")
+            given[name.replace("-", "_")] = value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
     if "config_file" not in given or "monai" not in argv[0]:
         return
     files = given.pop("config_file").strip("[]").replace("'", "").replace('"', "").split(",")
     config = ConfigParser.load_config_files([f.strip() for f in files])
-    for name in given.keys() - RUN_ARGUMENTS:
-        _find(name, config)
+    for name in given:
+        if name not in RUN_ARGUMENTS:
+            _find(name, config)
 
 
 def _find(name: str, config: Mapping) -> None:

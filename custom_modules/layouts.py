@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from tqdm import tqdm
 
 LAYOUTS = {  # where each layout keeps its images; `glob` takes the place of these patterns
     "brats": ("**/*_flair.nii*", "**/*-t2f.nii*"),
@@ -26,6 +29,7 @@ LAYOUTS = {  # where each layout keeps its images; `glob` takes the place of the
 }
 CHAOS_KIDNEYS = (2, 3, 126, 189)  # right and left; 2, 3 in NIfTI copies, 126, 189 in the published PNGs
 NOT_IMAGES = re.compile(r"[_-](seg|mask|saliency)$")  # labels, and what our own inference writes
+UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, ImageFileError)
 
 
 def find_cases(root: str | Path, layout: str = "auto", glob: str | None = None) -> list[dict]:
@@ -112,6 +116,9 @@ def name_apart(cases: list[dict], root: Path) -> list[dict]:
         item["case"] = next(unique for unique in numbered if unique not in taken)
         taken.add(item["case"])
     return cases
+
+
+# Reading labels and tags
 
 
 def load_label(path: str | Path, image: str | Path | None = None) -> np.ndarray:
@@ -219,3 +226,55 @@ def read_tags(path: str | Path) -> dict[str, dict[int, int]]:
             if tags[case].setdefault(int(index), int(tag)) != int(tag):
                 raise ValueError(f"{where}: slice {index} is {tag} here and {tags[case][int(index)]} above.")
     return dict(tags)
+
+
+def tag_cases(
+    cases: list[dict], tags: dict[str, dict[int, int]] | None = None, **rule
+) -> tuple[list[dict], dict[str, str], dict[str, str]]:
+    """Give each case its `slice_labels`: from `tags`, or else from its label by `slice_tags(label, **rule)`.
+
+    Returns:
+        The usable cases (those without tags lack `slice_labels`), `{case: why it was skipped}`, `{case: note}`.
+
+    Raises:
+        ValueError: `tags` speak of a case or of a slice that does not exist.
+    """
+    if unknown := sorted(set(tags or ()) - {item["case"] for item in cases}):
+        known = ", ".join(item["case"] for item in cases[:3])
+        raise ValueError(f"the tags name unknown cases: {', '.join(unknown[:5])}. Cases are named like {known}.")
+    usable, skipped, notes = [], {}, {}
+    for item in tqdm(cases, desc="reading cases", unit="case", leave=False, disable=None):
+        case, label = item["case"], None
+        try:
+            n_slices = read_geometry(item["image"], item.get("channel"))[0][rule.get("slice_axis", 2)]
+            if tags is None and "label" in item:
+                label = load_label(item["label"], item["image"])
+                check_label(item, label.shape)
+        except UNREADABLE as error:
+            skipped[case] = in_a_line(error)
+            continue
+        if label is not None:
+            item = item | {"slice_labels": slice_tags(label, **rule)}
+        elif case in (tags or ()):
+            if max(tags[case]) >= n_slices:
+                raise ValueError(f"the tags of {case!r} name slice {max(tags[case])}; its last is {n_slices - 1}.")
+            item = item | {"slice_labels": [tags[case].get(index, 0) for index in range(n_slices)]}
+            if missing := n_slices - len(tags[case]):
+                notes[case] = f"{missing} of {n_slices} slices are not in the tags; they count as 0."
+        else:
+            notes[case] = f"no {'label' if tags is None else 'tags'}: listed as untagged, for inference only."
+        usable.append(item)
+    return usable, skipped, notes
+
+
+def check_label(item: dict, label_shape: Sequence[int]) -> None:
+    """Raise ValueError where a label differs from its image in shape or, between NIfTI files, affine (0.01 mm)."""
+    shape, affine = read_geometry(item["image"], item.get("channel"))
+    if tuple(label_shape) != shape:
+        raise ValueError(f"the label's shape {tuple(label_shape)} differs from the image's {shape}.")
+    if os.path.isfile(item["label"]) and not np.allclose(nib.load(item["label"]).affine, affine, atol=1e-2):
+        raise ValueError("the label's affine differs from the image's.")
+
+
+def in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -37,11 +37,8 @@ def slice_noise(like: torch.Tensor, seed: int, draw: int, slices: Sequence[int])
     A generator a slice makes the map independent of the batch size and of the order in which slices are visited.
     """
     generator = torch.Generator()
-    noise = [
-        torch.randn(like.shape[1:], generator=generator.manual_seed((seed * 1_000_003 + draw) * 65_537 + index))
-        for index in slices
-    ]
-    return torch.stack(noise).to(like)
+    seeds = [((seed * 1_000_003 + draw) * 65_537 + index) % 2**63 for index in slices]  # what a generator takes
+    return torch.stack([torch.randn(like.shape[1:], generator=generator.manual_seed(s)) for s in seeds]).to(like)
 
 
 class DiffusionSaliency:
@@ -74,16 +71,16 @@ class DiffusionSaliency:
         derivative: str = "finite_difference",
         seed: int = 0,
     ) -> None:
-        levels = [noise_level] if isinstance(noise_level, int) else list(noise_level)
+        levels = list(noise_level) if isinstance(noise_level, Sequence) else [noise_level]
         last = diffusion.num_train_timesteps - 1
         if not levels or not all(isinstance(q, int) and 1 <= q <= last for q in levels):
             raise ValueError(f"noise_level (Q) must be an integer in 1..{last}, or a list of them; got {noise_level}.")
-        if num_steps < 1 or num_steps > min(levels):
+        if not isinstance(num_steps, int) or not 1 <= num_steps <= min(levels):
             raise ValueError(
-                f"num_steps (R) must be >= 1 and <= noise_level (Q); got R={num_steps}, Q={noise_level}."
+                f"num_steps (R) must be an integer >= 1 and <= noise_level (Q); got R={num_steps}, Q={noise_level}."
             )
-        if num_draws < 1:
-            raise ValueError(f"num_draws must be >= 1; got {num_draws}.")
+        if not isinstance(num_draws, int) or num_draws < 1:
+            raise ValueError(f"num_draws must be an integer >= 1; got {num_draws}.")
         if not 0 <= tau < 1:
             raise ValueError(f"tau must be in [0, 1): at 1 the two conditions are the same; got {tau}.")
         if guidance_scale < 0:
@@ -95,9 +92,10 @@ class DiffusionSaliency:
 
     def __call__(self, x_0: torch.Tensor, network: nn.Module, slices: Sequence[int]) -> torch.Tensor:
         """Saliency (B, 1, H, W) float32, signed, of `x_0` (B, 1, H, W) in [-1, 1]; `slices` seed the noise."""
+        x_0 = x_0.float()
         with torch.no_grad(), torch.autocast(x_0.device.type, enabled=False):
             maps = [
-                self._one_map(x_0.float(), network, noise_level, slice_noise(x_0, self.seed, draw, slices))
+                self._one_map(x_0, network, noise_level, slice_noise(x_0, self.seed, draw, slices))
                 for noise_level in self.levels
                 for draw in range(self.num_draws)
             ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 SECTIONS = ("training", "validation", "test")
@@ -20,31 +20,26 @@ def patient_of(case: str) -> str:
     return re.sub(r"^(BraTS-[A-Za-z]+-\d+)-\d{3}$", r"\1", case)
 
 
-def split_cases(
-    cases: list[dict], seed: int = 0, fractions: Sequence[float] = (0.8, 0.1, 0.1), folds: int = 0
-) -> list[dict[str, list[dict]]]:
+def split_cases(cases: list[dict], seed: int = 0, folds: int = 0) -> list[dict[str, list[dict]]]:
     """Divide cases by patient, at random under a seed, each group (hospital, folder) in the same proportions.
 
     Args:
         cases: `{"case", "image", ...}`.
         seed: of the random order.
-        fractions: shares of training, validation and test; from 3 patients on, each share above 0 gets one.
-        folds: 0 for one split, or the number N of folds.
+        folds: 0 for one split (8:1:1; from 3 patients on, each section gets one), or the number N of folds.
 
     Returns:
         One split `{"training", "validation", "test"}`, or N: fold k is the test, the others are the training.
 
     Raises:
-        ValueError: fractions that are no three shares with sum 1; folds that are 1 or more than the patients.
+        ValueError: folds that are 1 or more than the patients.
     """
     order = _stratified_order(cases, seed)
     if folds < 0 or folds == 1 or folds > len(order):
         raise ValueError(f"folds must be 0, or from 2 to the number of patients ({len(order)}); got {folds}.")
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"fractions must be 3 shares (training, validation, test) with sum 1; got {fractions}.")
-    dealt = [i % folds for i in range(len(order))] if folds else _deal(len(order), fractions)
+    dealt = [i % folds for i in range(len(order))] if folds else _deal(len(order))
     place = dict(zip(order, dealt, strict=True))
-    return _expand(cases, {item["case"]: place[patient_of(item["case"])] for item in cases})
+    return expand_splits(cases, {item["case"]: place[patient_of(item["case"])] for item in cases})
 
 
 def _stratified_order(cases: list[dict], seed: int) -> list[str]:
@@ -61,10 +56,10 @@ def _stratified_order(cases: list[dict], seed: int) -> list[str]:
     return sorted(patients, key=lambda patient: rank[group[patient]])
 
 
-def _deal(n: int, fractions: Sequence[float]) -> list[str]:
+def _deal(n: int) -> list[str]:
     """Deal n places in a row to the sections, so that every stretch of the row holds each in about its share."""
-    shares = [max(round(n * f), int(f > 0 and n >= 3)) for f in fractions[1:]]
-    quota = dict(zip(SECTIONS, [n - sum(shares), *shares], strict=True))
+    tenth = max(round(n * 0.1), int(n >= 3))
+    quota = dict(zip(SECTIONS, (n - 2 * tenth, tenth, tenth), strict=True))
     dealt: list[str] = []
     for i in range(1, n + 1):
         unfilled = [name for name in SECTIONS if dealt.count(name) < quota[name]]
@@ -72,7 +67,7 @@ def _deal(n: int, fractions: Sequence[float]) -> list[str]:
     return dealt
 
 
-def _expand(cases: list[dict], place: dict[str, str | int]) -> list[dict[str, list[dict]]]:
+def expand_splits(cases: list[dict], place: dict[str, str | int]) -> list[dict[str, list[dict]]]:
     """Splits from the place of each case, a section or the number of a fold: one split, or one per fold."""
     n_folds = max((place[item["case"]] + 1 for item in cases if isinstance(place[item["case"]], int)), default=0)
 
@@ -97,25 +92,30 @@ def read_splits(path: str | Path) -> dict[str, str | int]:
     """
     place: dict[str, str | int] = {}
     place_of_patient: dict[str, str | int] = {}
-
-    def put(names: list[str], where: str | int) -> None:
+    for where, names in _named_lists(read_json(path)):
         for name in names:
             first = place_of_patient.setdefault(patient_of(name), where)
             if first != where:
                 raise ValueError(f"{path} puts the patient of {name} in two places: {first} and {where}.")
             place[name] = where
-
-    def walk(node: dict) -> None:
-        for key, value in node.items():
-            if key in SECTIONS:
-                put(value, key)
-            elif key == "folds":
-                for k, names in enumerate(value):
-                    put(names, k)
-            elif isinstance(value, dict):
-                walk(value)
-
-    walk(_read_json(path))
     if not place:
         raise ValueError(f"{path} must hold lists of cases under {', '.join(SECTIONS)} or folds; got none.")
     return place
+
+
+def _named_lists(node: dict) -> Iterator[tuple[str | int, list[str]]]:
+    for key, value in node.items():
+        if key in SECTIONS:
+            yield key, value
+        elif key == "folds":
+            yield from enumerate(value)
+        elif isinstance(value, dict):
+            yield from _named_lists(value)
+
+
+def read_json(path: str | Path) -> dict:
+    """Content of a JSON file; a ValueError names the file that is none."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no valid JSON: {error}.") from error

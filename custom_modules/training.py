@@ -158,7 +158,11 @@ class AveragedWeights:
 
     def attach(self, engine: Engine) -> None:
         self.ema.attach(engine)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._continue_warmup)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def _continue_warmup(self, engine: Engine) -> None:
+        self.ema.momentum_scheduler.event_index = engine.state.iteration  # a resumed run would begin it anew
 
     def __call__(self, engine: Engine) -> None:
         if engine.state.rank > 0:

@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor, PersistentDataset
-from monai.transforms import Compose, KeepLargestConnectedComponent, MapTransform
+from monai.data.utils import pickle_hashing
+from monai.transforms import Compose, KeepLargestConnectedComponent, MapTransform, Transform
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 from torch.utils.data import DataLoader, Dataset
@@ -38,7 +39,9 @@ class CheckVolumed(MapTransform):
     def _check(self, image: torch.Tensor, case: str, channel: int | None) -> torch.Tensor:
         where = f"case {case!r}: the image"
         if channel is not None:
-            image = image[int(channel)][None]
+            if not 0 <= channel < len(image):
+                raise ValueError(f"{where} has {len(image)} channels, but the datalist names channel {channel}.")
+            image = image[channel][None]
         shape = tuple(image.shape)
         if image.ndim != 4:
             raise ValueError(f"{where} must be one 3D volume; got {len(shape) - 1} dimensions, {shape[1:]}.")
@@ -154,7 +157,9 @@ class SliceDataset(Dataset):
     """All slices of a set of volumes, decoded once, as uint8 in memory: random access fast enough for any GPU.
 
     Every volume is read and prepared once by `preprocessing` (deterministic; gives `image` (1, H, W, D) in [-1, 1] and
-    a tag volume `slice_labels`), and kept in `cache_dir` for the next run. Slices without any tissue are left out.
+    a tag volume `slice_labels`), and kept in `cache_dir` for the next run under a key of the case's entry and of every
+    setting of `preprocessing`; a file that changes under the same name is not noticed. Slices without any tissue are
+    left out.
 
     Args:
         cases: datalist entries with `image` and `slice_labels`; a mask is never read.
@@ -174,7 +179,9 @@ class SliceDataset(Dataset):
         cache_dir: str | None = None,
         num_workers: int = 0,
     ) -> None:
-        volumes = PersistentDataset([dict(c) for c in cases], Compose([preprocessing, _pack]), cache_dir)
+        # Flat, because PersistentDataset takes a nested Compose for random and would cache nothing.
+        prepare = Compose([preprocessing, PackSlices()]).flatten()
+        volumes = PersistentDataset([dict(c) for c in cases], prepare, cache_dir, hash_transform=pickle_hashing)
         loader = DataLoader(volumes, batch_size=None, num_workers=num_workers)
         packed = list(tqdm(loader, desc="preparing volumes", unit="volume", disable=len(cases) < 2))
         self.images = torch.cat([images for images, _ in packed]) if packed else torch.empty(0)  # (N, 1, H, W) uint8
@@ -207,21 +214,23 @@ class SliceDataset(Dataset):
             self.augmentation.set_random_state(seed=seed)
 
 
-def _pack(data: Mapping) -> tuple[torch.Tensor, torch.Tensor]:
+class PackSlices(Transform):
     """One prepared case -> its slices with tissue (n, 1, H, W) uint8 and their tags (n,) uint8."""
-    image, tags = data["image"].as_tensor(), slice_tags(data["slice_labels"].as_tensor())
-    slices = image.movedim(-1, 0)
-    tissue = (slices > -0.9).flatten(1).float().mean(dim=1) > 0.02
-    packed = ((slices[tissue] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return packed.contiguous(), tags[tissue].clone()
+
+    def __call__(self, data: Mapping) -> tuple[torch.Tensor, torch.Tensor]:
+        image, tags = data["image"].as_tensor(), slice_tags(data["slice_labels"].as_tensor())
+        slices = image.movedim(-1, 0)
+        tissue = (slices > -0.9).flatten(1).float().mean(dim=1) > 0.02
+        packed = ((slices[tissue] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return packed.contiguous(), tags[tissue].clone()
 
 
 class SaliencyToMaskd(MapTransform):
-    """Thresholds the saliency on the native grid: positive part, Otsu, largest components.
+    """Thresholds the saliency on the native grid: positive part, Otsu inside the region, largest components.
 
-    `keys` (1, H, W, D) hold the signed saliency brought back to the input's grid; they become the binary mask (uint8)
-    and the saliency is kept under `saliency_key`. Otsu's method sees the positive values only, so it needs no region:
-    what lies outside the body is 0, and negative values mean that the target would darken the voxel.
+    `keys` hold what `SaliencyInferer` returns, brought back to the input's grid: (2, H, W, D), the signed saliency and
+    the region. They become the binary mask (1, H, W, D) uint8, and the saliency inside the region is kept under
+    `saliency_key`, (1, H, W, D) float32. Negative values mean that the target would darken the voxel; they count as 0.
 
     Args:
         threshold: `otsu` (a threshold a slice), `average_otsu` (the mean of the slices' thresholds, for the volume),
@@ -253,32 +262,34 @@ class SaliencyToMaskd(MapTransform):
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         out = dict(data)
         for key in self.key_iterator(out):
-            saliency = out[key]
-            values = saliency.as_tensor()[0].cpu().numpy().astype(np.float32)
+            saliency, region = out[key][:1], out[key][1:].as_tensor() > 0.5
+            saliency = (saliency * region).to(torch.float32)
             axis = slice_axis_of(np.asarray(saliency.affine.cpu()), self.orientation)
-            mask = threshold_slices(np.moveaxis(values, axis, 0), self.threshold)
+            slices = [np.moveaxis(np.asarray(v[0].cpu()), axis, 0) for v in (saliency, region)]
+            mask = threshold_slices(*slices, self.threshold)
             mask = torch.as_tensor(np.moveaxis(mask, 0, axis).astype(np.uint8))[None]
             if self.num_components:
                 mask = self.keep_largest(mask)
             if "stem" in out:  # what SaveImaged names the files by
                 saliency.meta["filename_or_obj"] = f"{out['stem']}.nii.gz"
-            out[self.saliency_key] = saliency.to(torch.float32)
+            out[self.saliency_key] = saliency
             out[key] = MetaTensor(mask, meta=saliency.meta)
         return out
 
 
-def threshold_slices(saliency: np.ndarray, threshold: str | float) -> np.ndarray:
-    """Binary slices (D, H, W) of `saliency` (D, H, W); slices without a positive value stay empty."""
+def threshold_slices(saliency: np.ndarray, region: np.ndarray, threshold: str | float) -> np.ndarray:
+    """Binary slices (D, H, W) of `saliency` (D, H, W) inside `region` (D, H, W) bool; see `SaliencyToMaskd`."""
+    positive = np.maximum(saliency, 0)
     if not isinstance(threshold, str):
-        return saliency > max(float(threshold), 0.0)
+        return region & (positive > threshold)
     thresholds = np.full(len(saliency), np.nan)
-    for k, plane in enumerate(saliency):
-        positive = plane[plane > 0]
-        if positive.size:
-            thresholds[k] = threshold_otsu(positive) if positive.min() < positive.max() else 0.0
+    for k in np.flatnonzero(region.any(axis=(1, 2))):
+        values = positive[k][region[k]]
+        if values.min() < values.max():
+            thresholds[k] = threshold_otsu(values)
     if threshold == "average_otsu" and np.isfinite(thresholds).any():
         thresholds = np.where(np.isnan(thresholds), np.nan, np.nanmean(thresholds))
-    return saliency > np.nan_to_num(thresholds, nan=np.inf)[:, None, None]
+    return region & (positive > np.nan_to_num(thresholds, nan=np.inf)[:, None, None])
 
 
 def slice_axis_of(affine: np.ndarray, orientation: str) -> int:

@@ -1,37 +1,16 @@
-"""Datalists: layouts, tags, splits by patient, reading and checking. Volumes of a few voxels, made on the spot."""
+"""Datalists: building one by the command, reading it, checking it. Volumes of a few voxels, made on the spot."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
-from monai.transforms import LoadImage
+from volumes import SHAPE, brats_case, mask_of, named, save_volume
 
 from custom_modules import data
-
-SHAPE = (4, 3, 5)
-
-
-def save_volume(path, array=None, affine=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    array = np.zeros(SHAPE, np.int16) if array is None else array
-    nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
-    return path
-
-
-def mask_of(tags, value=1):
-    """Mask (4, 3, n) with one pixel of `value` in the slices tagged 1."""
-    mask = np.zeros((4, 3, len(tags)), np.uint8)
-    mask[1, 2, np.flatnonzero(tags)] = value
-    return mask
-
-
-def brats_case(root, name, tags=(0, 1, 1, 0, 0)):
-    save_volume(root / name / f"{name}_flair.nii.gz", np.ones((4, 3, len(tags)), np.int16))
-    save_volume(root / name / f"{name}_seg.nii.gz", mask_of(tags))
+from custom_modules.splits import SECTIONS
 
 
 def build(*args):
@@ -42,17 +21,6 @@ def read(path):
     return json.loads(Path(path).read_text())
 
 
-def named(items):
-    return [item["case"] for item in items]
-
-
-def fake_cases(names, folder="set"):
-    return [{"case": name, "image": f"/{folder}/{name}/{name}_flair.nii.gz"} for name in names]
-
-
-# ---- layouts
-
-
 def test_brats_layout_builds_tags_with_relative_paths(tmp_path, capsys):
     for name in ("lgg/TCGA_CS_1", "brats/pat 01.v2-ü"):  # odd but legal names
         brats_case((tmp_path / name).parent, Path(name).name)
@@ -60,7 +28,7 @@ def test_brats_layout_builds_tags_with_relative_paths(tmp_path, capsys):
     (tmp_path / "lgg/TCGA_CS_1/._TCGA_CS_1_flair.nii.gz").write_bytes(b"macOS")
     build("brats", "--root", tmp_path, "--output", tmp_path / "out" / "datalist.json")
     content = read(tmp_path / "out" / "datalist.json")
-    items = {item["case"]: item for name in data.SECTIONS for item in content[name]}
+    items = {item["case"]: item for name in SECTIONS for item in content[name]}
     assert items["TCGA_CS_1"] == {
         "case": "TCGA_CS_1",
         "image": "lgg/TCGA_CS_1/TCGA_CS_1_flair.nii.gz",
@@ -70,27 +38,6 @@ def test_brats_layout_builds_tags_with_relative_paths(tmp_path, capsys):
     assert set(items) == {"TCGA_CS_1", "pat 01.v2-ü"}
     assert content["slice_axis"] == 2 and "2 cases found" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["datalist.json"]  # nothing left aside
-
-
-def test_brats_2023_names_and_unpacked_twins(tmp_path):
-    name = "BraTS-GLI-00001-000"
-    save_volume(tmp_path / name / f"{name}-t2f.nii.gz")
-    save_volume(tmp_path / name / f"{name}-t2f.nii")  # the same volume, unpacked
-    save_volume(tmp_path / name / f"{name}-seg.nii.gz")
-    (item,) = data.find_cases(tmp_path)
-    assert item["case"] == name and item["image"].endswith(".gz") and item["label"].endswith("-seg.nii.gz")
-
-
-def test_msd_layout_reads_channel_zero(tmp_path):
-    root = tmp_path / "Task01_BrainTumour"
-    save_volume(root / "imagesTr/BRATS_001.nii.gz", np.zeros((*SHAPE, 4), np.int16))
-    save_volume(root / "labelsTr/BRATS_001.nii.gz", mask_of([1, 0, 0, 0, 1], value=3))
-    (root / "imagesTr/._BRATS_001.nii.gz").write_bytes(b"macOS")
-    cases = data.find_cases(tmp_path)
-    assert named(cases) == ["BRATS_001"] and cases[0]["channel"] == 0
-    (item,) = data.tag_cases(cases)[0]
-    assert item["slice_labels"] == [1, 0, 0, 0, 1]
-    assert data.check_cases([item], with_label=True) == {"n_cases": 1, "n_slices": 5, "n_positive": 2}
 
 
 def test_chaos_layout_in_nifti_takes_the_kidneys(tmp_path):
@@ -103,103 +50,6 @@ def test_chaos_layout_in_nifti_takes_the_kidneys(tmp_path):
     assert read(tmp_path / "liver.json")["training"][0]["slice_labels"] == [0, 0, 1, 0, 0]
 
 
-def save_chaos(root, descending, n_slices=3):
-    """Published CHAOS: a series whose files are named along or against the position, and its PNGs.
-
-    Slice i (in order of names) holds i + 1 at row 1, column 2; there the PNG holds a kidney in slice 0 only.
-    """
-    itk = pytest.importorskip("itk")
-    series, ground = root / "DICOM_anon", root / "Ground"
-    for folder in (series, ground):
-        folder.mkdir(parents=True)
-    for i in range(n_slices):
-        pixels, label = np.zeros((5, 4), np.int16), np.zeros((5, 4), np.uint8)
-        pixels[1, 2], label[1, 2], label[4, 0] = i + 1, 126 if i == 0 else 63, 252
-        image = itk.image_from_array(pixels)
-        position = (n_slices - i if descending else i) * 7.7
-        tags = {"0008|0060": "MR", "0020|000d": "1.2.3", "0020|000e": "1.2.3.4", "0020|0037": "1\\0\\0\\0\\1\\0",
-                "0020|0032": f"-10\\-20\\{position}", "0020|0013": str(i + 1)}  # fmt: skip
-        for key, value in tags.items():
-            image.GetMetaDataDictionary()[key] = value
-        io = itk.GDCMImageIO.New()
-        io.KeepOriginalUIDOn()
-        file = str(series / f"IMG-0004-{i + 1:05d}.dcm")
-        itk.ImageFileWriter[type(image)].New(Input=image, FileName=file, ImageIO=io).Update()
-        itk.imwrite(itk.image_from_array(label), str(ground / f"IMG-0004-{i + 1:05d}.png"))
-
-
-@pytest.mark.parametrize("descending", [False, True])
-def test_chaos_pngs_follow_the_slices_of_the_dicom_reader(tmp_path, descending):
-    save_chaos(tmp_path / "Train_Sets/MR/1/T2SPIR", descending)
-    cases = data.find_cases(tmp_path)
-    assert named(cases) == ["chaos_01"]
-    volume = np.asarray(LoadImage(reader="ITKReader", image_only=True)(cases[0]["image"]))
-    label = data.load_label(cases[0]["label"])
-    assert label.shape == volume.shape == (4, 5, 3)  # columns x, rows y, slices
-    first = 2 if descending else 0  # where the slice of the first name went
-    assert volume[2, 1].tolist() == ([3, 2, 1] if descending else [1, 2, 3])
-    assert label[2, 1].tolist() == [126 if z == first else 63 for z in range(3)]
-    assert (label[0, 4] == 252).all() and (label > 0).sum() == 6
-    (item,) = data.tag_cases(cases, target_labels=data.CHAOS_KIDNEYS)[0]
-    assert item["slice_labels"] == [int(z == first) for z in range(3)]
-    assert data.check_cases([item], with_label=True)["n_positive"] == 1
-
-
-def test_chaos_reports_a_missing_png(tmp_path):
-    save_chaos(tmp_path / "MR/13/T2SPIR", descending=False)
-    next((tmp_path / "MR/13/T2SPIR/Ground").glob("*.png")).unlink()
-    usable, skipped, _ = data.tag_cases(data.find_cases(tmp_path, "chaos"))
-    assert not usable and "2 PNGs, 3 DICOM files" in skipped["chaos_13"]
-
-
-def test_dicom_series_are_volumes_with_names_of_their_own(tmp_path):
-    save_chaos(tmp_path / "ann", descending=False)
-    save_chaos(tmp_path / "bob", descending=True)
-    assert named(data.find_cases(tmp_path)) == ["ann_DICOM_anon", "bob_DICOM_anon"]
-    assert named(data.find_cases(tmp_path / "ann/DICOM_anon")) == ["DICOM_anon"]  # the root is one volume
-
-
-def test_volumes_layout_globs_and_names_apart(tmp_path):
-    for site in "AB":
-        save_volume(tmp_path / site / "scan_t1.nii.gz")
-    save_volume(tmp_path / "A/scan_seg.nii.gz", mask_of([0, 0, 0, 0, 1]))
-    save_volume(tmp_path / "A/scan_t1_mask.nii.gz")  # output of an inference
-    cases = data.find_cases(tmp_path)
-    assert named(cases) == ["A_scan_t1", "B_scan_t1"]
-    assert ["label" in item for item in cases] == [True, False]
-    assert named(data.find_cases(tmp_path, glob="B/*.nii.gz")) == ["scan_t1"]
-    assert named(data.find_cases(tmp_path / "B/scan_t1.nii.gz")) == ["scan_t1"]
-
-
-def test_one_brats_file_keeps_its_case_name(tmp_path):
-    brats_case(tmp_path, "p1")
-    (item,) = data.find_cases(tmp_path / "p1/p1_flair.nii.gz")
-    assert item["case"] == "p1" and "label" in item
-
-
-def test_find_cases_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        data.find_cases(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="layout must be one of auto, brats"):
-        data.find_cases(tmp_path, "bids")
-    with pytest.raises(ValueError, match="no volume found"):
-        data.find_cases(tmp_path)
-
-
-# ---- tags
-
-
-def test_slice_tags_by_value_axis_and_area():
-    label = np.zeros((3, 2, 2), np.int32)
-    label[0, :, 1] = 2  # 2 pixels in slice 1 of axis 2, in slice 0 of axis 0
-    label[1, 0, 0] = 5
-    assert data.slice_tags(label) == [1, 1]
-    assert data.slice_tags(label, [2]) == [0, 1]
-    assert data.slice_tags(label, min_area=1) == [0, 1]
-    assert data.slice_tags(label, min_area=2) == [0, 0]
-    assert data.slice_tags(label, slice_axis=0) == [1, 1, 0]
-
-
 def test_a_csv_replaces_masks_which_are_then_not_read(tmp_path, capsys):
     for name in ("p1", "p2"):
         brats_case(tmp_path, name)
@@ -210,26 +60,6 @@ def test_a_csv_replaces_masks_which_are_then_not_read(tmp_path, capsys):
     assert content["training"][0]["slice_labels"] == [0, 0, 0, 0, 1]
     assert named(content["untagged"]) == ["p2"] and "slice_labels" not in content["untagged"][0]
     assert "p1: 3 of 5 slices are not in the tags" in report and "p2: no tags" in report
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("case,slice\np1,0\n", "must start with the header case,slice,label"),
-        ("", "must start with the header"),
-        ("case,slice,label\np1,0,2\n", r"line 2 \(case 'p1'\): label must be 0 or 1; got '2'"),
-        ("case,slice,label\np1,0,1\np1,-1,1\n", "line 3 .*whole number from 0; got '-1'"),
-        ("case,slice,label\np1,0\n", "line 2 .*label must be 0 or 1; got ''"),
-        ("case,slice,label\np1,0,1\np1,0,0\n", "line 3 .*slice 0 is 0 here and 1 above"),
-        ("case,slice,label\nq,0,1\n", "unknown cases: q. Cases are named like p1"),
-        ("case,slice,label\np1,5,1\n", "'p1' name slice 5; its last is 4"),
-    ],
-)
-def test_csv_errors_name_line_or_case(tmp_path, text, message):
-    brats_case(tmp_path, "p1")
-    (tmp_path / "tags.csv").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        data.tag_cases(data.find_cases(tmp_path), data.read_tags(tmp_path / "tags.csv"))
 
 
 def test_broken_volumes_are_reported_and_skipped(tmp_path, capsys):
@@ -279,54 +109,6 @@ def test_the_module_runs_as_a_command(tmp_path):
     assert read(tmp_path / "d.json")["training"][0]["slice_labels"] == [0, 1, 0, 0]
 
 
-# ---- splits
-
-
-def test_split_is_seeded_stratified_and_complete():
-    names = [f"TCGA_{site}_{i:04d}" for site, n in (("CS", 10), ("DU", 20), ("HT", 30)) for i in range(n)]
-    cases = fake_cases(names)
-    (split,) = data.split_cases(cases, seed=3)
-    (again,) = data.split_cases(cases[::-1], seed=3)  # whatever the order in which the cases were found
-    assert all(sorted(named(split[name])) == sorted(named(again[name])) for name in data.SECTIONS)
-    assert named(split["test"]) != named(data.split_cases(cases, seed=4)[0]["test"])
-    assert {name: len(items) for name, items in split.items()} == {"training": 48, "validation": 6, "test": 6}
-    assert sorted(named(sum(split.values(), []))) == sorted(names)
-    for site, n in (("CS", 1), ("DU", 2), ("HT", 3)):  # a tenth of each hospital, give or take one at the borders
-        for section in ("validation", "test"):
-            assert abs(sum(f"_{site}_" in name for name in named(split[section])) - n) <= 1
-
-
-def test_split_stratifies_by_folder_where_no_hospital_is_known():
-    cases = fake_cases([f"a{i}" for i in range(20)], "lgg") + fake_cases([f"b{i}" for i in range(20)], "brats")
-    for split in data.split_cases(cases, folds=4):
-        assert sorted(name[0] for name in named(split["test"])) == ["a"] * 5 + ["b"] * 5
-        assert split["validation"] == [] and len(split["training"]) == 30
-
-
-def test_time_points_of_a_patient_stay_together():
-    names = [f"BraTS-GLI-{i:05d}-{j:03d}" for i in range(12) for j in range(3)]
-    for split in data.split_cases(fake_cases(names), seed=1) + data.split_cases(fake_cases(names), folds=3):
-        patients = [{data.patient_of(name) for name in named(items)} for items in split.values()]
-        assert sum(map(len, patients)) == 12 and len(set.union(*patients)) == 12
-    assert data.patient_of("chaos_01-001") == "chaos_01-001"
-
-
-@pytest.mark.parametrize("sizes", [[0, 0, 0], [1, 0, 0], [2, 0, 0], [1, 1, 1], [8, 1, 1]])
-def test_split_of_few_patients(sizes):
-    n = sum(sizes)
-    (split,) = data.split_cases(fake_cases([f"p{i}" for i in range(n)]))
-    assert [len(split[name]) for name in data.SECTIONS] == sizes
-
-
-def test_split_errors():
-    cases = fake_cases(["p0", "p1", "p2"])
-    for folds in (-1, 1, 4):
-        with pytest.raises(ValueError, match=f"folds must be .*got {folds}"):
-            data.split_cases(cases, folds=folds)
-    with pytest.raises(ValueError, match="fractions must be 3 shares"):
-        data.split_cases(cases, fractions=(0.8, 0.1, 0.2))
-
-
 def test_folds_are_written_side_by_side(tmp_path):
     for i in range(4):
         brats_case(tmp_path, f"p{i}")
@@ -344,7 +126,7 @@ def test_given_splits_and_folds(tmp_path, capsys):
     (tmp_path / "s.json").write_text(json.dumps(splits))
     build("brats", "--root", tmp_path, "--output", tmp_path / "d.json", "--splits", tmp_path / "s.json")
     content = read(tmp_path / "d.json")
-    assert [named(content[name]) for name in data.SECTIONS] == [["p0"], ["p2"], ["p1"]]
+    assert [named(content[name]) for name in SECTIONS] == [["p0"], ["p2"], ["p1"]]
     assert "left out, not named in the splits (1):\n  p3" in capsys.readouterr().out
 
     (tmp_path / "s.json").write_text(json.dumps({"c": {"folds": [["p0"], ["p1", "p3"], ["p2"]]}}))
@@ -368,9 +150,6 @@ def test_given_splits_errors(tmp_path):
             build("brats", "--root", tmp_path, "--output", tmp_path / "d.json", "--splits", path)
     with pytest.raises(SystemExit):
         build("brats", "--root", tmp_path, "--output", tmp_path / "d.json", "--splits", path, "--folds", 2)
-
-
-# ---- reading a datalist
 
 
 @pytest.fixture
@@ -431,9 +210,6 @@ def test_load_cases_errors_name_the_fault_and_the_remedy(dataset, tmp_path):
     path.write_text('{"test": [{"case": "p"}]}')
     with pytest.raises(ValueError, match="must have an image"):
         data.load_cases(path, dataset, "test")
-
-
-# ---- the check
 
 
 def test_check_cases_counts_and_needs_no_mask(dataset):

@@ -1,0 +1,200 @@
+"""Evaluation inside MONAI's engine: measures every case an evaluator puts out, then writes and prints the tables.
+
+The numbers are those of `custom_modules.metrics`; here is what an engine and files add to them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from monai.utils import convert_to_tensor
+
+from custom_modules.layouts import load_label
+from custom_modules.metrics import (
+    Row,
+    check_protocol,
+    mean,
+    n_undefined,
+    number,
+    slice_metrics,
+    summarise,
+    volume_metrics,
+)
+
+CASE_COLUMNS = ("case", "group", "seed", "in_training")
+SLICE_COLUMNS = (*CASE_COLUMNS, "slice", "area", "dice", "iou", "hd95")
+VOLUME_COLUMNS = (*CASE_COLUMNS, "n_slices", "dice", "iou", "hd95", "n_undefined", "volume_dice", "seconds_per_slice")
+logger = logging.getLogger(__name__)
+
+
+class LoadLabeld(MapTransform):
+    """Adds the label values `label` (1, H, W, D) of the file or PNG folder in `label_file`, in the stored order.
+
+    It comes after inference, beside a `pred` that is back on the native grid, and takes over its affine.
+
+    Raises:
+        ValueError: the label's shape differs from the image's.
+    """
+
+    def __init__(self, keys: str = "label", pred_key: str = "pred") -> None:
+        super().__init__(keys)
+        self.pred_key = pred_key
+
+    def __call__(self, data: Row) -> dict[str, Any]:
+        out = dict(data)
+        for key in self.keys:
+            label = torch.as_tensor(load_label(out[f"{key}_file"], out["image_file"]))[None]
+            if label.shape != out[self.pred_key].shape:
+                raise ValueError(
+                    f"the label's shape {tuple(label.shape[1:])} differs from the image's "
+                    f"{tuple(out[self.pred_key].shape[1:])}: {out[f'{key}_file']}."
+                )
+            out[key] = MetaTensor(label, affine=out[self.pred_key].affine)
+        return out
+
+
+class EvaluationMetrics:
+    """Ignite handler that measures the output of an evaluator.
+
+    ``engine.state.output`` is a list of decollated dicts (empty when a case failed): ``pred`` ((1, H, W, D) MetaTensor,
+    0/1, on the native grid; its affine gives the spacing), ``label`` (same shape, label values as stored), ``case``,
+    perhaps ``group`` (str) and ``seconds_per_slice`` (s). Writes ``per_slice.csv``, ``per_volume.csv`` and
+    ``summary.json`` into ``<output_dir>/metrics``; an undefined number is ``nan`` in the CSVs.
+
+    Args:
+        output_dir: folder that receives ``metrics/``.
+        bundle: name of the bundle, as ``method`` and ``settings`` (the method's) for the summary only.
+        seed: of this repeat, or the number of the fold; stands in every row.
+        target_labels: label values that make the target; ``None`` or empty means all above 0.
+        min_area, slice_axis: as in :func:`slice_metrics`.
+        training_cases: cases in the checkpoint's training list; ``None`` means unknown: ``in_training`` stays empty.
+
+    Raises:
+        ValueError: ``min_area`` or ``slice_axis`` is out of range; in the run, with the case's name: a key is missing,
+            the shapes of pred and label differ, pred is not binary or has no affine.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike,
+        bundle: str,
+        method: str,
+        seed: int = 0,
+        target_labels: Sequence[int] | None = None,
+        min_area: float = 0,
+        slice_axis: int = 2,
+        settings: Row | None = None,
+        training_cases: Iterable[str] | None = None,
+    ) -> None:
+        check_protocol(slice_axis, min_area)
+        self.folder, self.seed = Path(output_dir) / "metrics", seed
+        self.target_labels, self.min_area, self.slice_axis = list(target_labels or []), min_area, slice_axis
+        protocol = {"target_labels": self.target_labels, "min_area": min_area, "slice_axis": slice_axis}
+        self.context = {"bundle": bundle, "method": method, "settings": protocol | dict(settings or {})}
+        self.training_cases = None if training_cases is None else set(map(str, training_cases))
+        self.per_slice: list[dict[str, Any]] = []
+        self.per_volume: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Adds the handlers to ``engine``; each run starts with empty tables."""
+        engine.add_event_handler(Events.STARTED, self._started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
+        engine.add_event_handler(Events.COMPLETED, self._completed)
+
+    def _started(self, engine: Engine) -> None:
+        self.per_slice, self.per_volume = [], []
+
+    def _iteration_completed(self, engine: Engine) -> None:
+        for item in engine.state.output or []:
+            if missing := [key for key in ("case", "pred", "label") if item.get(key) is None]:
+                raise ValueError(f"case {item.get('case')!r}: evaluation needs {missing}, got {sorted(item)}.")
+            try:
+                self._measure(item)
+            except ValueError as error:
+                raise ValueError(f"case {item['case']!r}: {error}") from error
+
+    def _target(self, item: Row) -> torch.Tensor:
+        """The true mask, bool (1, H, W, D); warns where the label looks wrong."""
+        affines = [torch.as_tensor(item[key].affine).cpu() for key in ("pred", "label") if hasattr(item[key], "affine")]
+        if not torch.allclose(affines[0], affines[-1], atol=1.0e-2):
+            logger.warning("case %r: pred and label have one shape, but different affines.", item["case"])
+        label = convert_to_tensor(item["label"], device="cpu", track_meta=False, dtype=torch.float32)
+        target = torch.isin(label, torch.tensor(self.target_labels).float()) if self.target_labels else label > 0
+        if not target.any():
+            values = label.unique()[:10].tolist()
+            wanted = self.target_labels or "> 0"
+            logger.warning("case %r has no target: its label holds %s, wanted %s.", item["case"], values, wanted)
+        return target
+
+    def _measure(self, item: Row) -> None:
+        pred, label = item["pred"], item["label"]
+        if pred.shape != label.shape or pred.ndim != 4 or len(pred) != 1 or not hasattr(pred, "pixdim"):
+            raise ValueError(
+                "pred and label must share one shape (1, H, W, D), pred as a MetaTensor on the native grid; got pred "
+                f"{type(pred).__name__} {tuple(pred.shape)}, label {tuple(label.shape)}."
+            )
+        case, known = str(item["case"]), self.training_cases
+        row = {"case": case, "group": item.get("group"), "seed": self.seed}
+        row["in_training"] = None if known is None else int(case in known)
+        target = self._target(item)[0]
+        slices = slice_metrics(pred[0], target, self.slice_axis, pred.pixdim.tolist(), self.min_area)
+        volume = {"n_slices": len(slices), "n_undefined": n_undefined(slices, "hd95")}
+        volume |= {key: mean(slices, key) for key in ("dice", "iou", "hd95")} | volume_metrics(pred[0], target)
+        self.per_slice += [row | values for values in slices]
+        self.per_volume.append(row | volume | {"seconds_per_slice": number(item, "seconds_per_slice")})
+
+    def _completed(self, engine: Engine) -> None:
+        known = None if self.training_cases is None else sum(row["in_training"] for row in self.per_volume)
+        summary = summarise(self.per_slice, self.per_volume, **self.context, n_in_training=known)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(self.folder / "per_slice.csv", _csv(self.per_slice, SLICE_COLUMNS))
+        _write(self.folder / "per_volume.csv", _csv(self.per_volume, VOLUME_COLUMNS))
+        _write(self.folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        if not self.per_volume:
+            logger.error("no case was evaluated: the tables in %s are empty.", self.folder)
+            return
+        if known:
+            logger.warning("%d of %d cases were in the checkpoint's training list.", known, len(self.per_volume))
+        print(_table(self.per_volume, summary), f"written to {self.folder}", sep="\n", flush=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """The file appears whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _csv(rows: Iterable[Row], columns: Sequence[str]) -> str:
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows({k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _table(per_volume: Sequence[Row], summary: Row) -> str:
+    """Cases as rows, then the means over slices (volume Dice: over volumes)."""
+    keys = ("dice", "iou", "hd95", "volume_dice")
+    rows = [*per_volume, {"case": "mean", "n_slices": summary["n_slices"]} | {k: summary[k]["mean"] for k in keys}]
+    width = max(len(row["case"]) for row in rows)
+    lines = [f"{'case':{width}}  slices   Dice    IoU  HD95/mm  volume Dice"]
+    for row in rows:
+        dice, iou, hd95, volume = (number(row, key) for key in keys)
+        start = f"{row['case']:{width}}  {row['n_slices']:6d}"
+        lines.append(f"{start}  {dice:5.3f}  {iou:5.3f}  {hd95:7.2f}  {volume:11.3f}")
+    return "\n".join([*lines, f"HD95 undefined (empty prediction): {summary['hd95']['n_undefined']} slices"])

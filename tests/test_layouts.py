@@ -1,0 +1,144 @@
+"""Layouts: cases found on disk, geometry, labels and tags as they are read. Volumes of a few voxels."""
+
+import numpy as np
+import pytest
+from monai.transforms import LoadImage
+from volumes import SHAPE, brats_case, mask_of, named, save_volume
+
+from custom_modules import layouts
+from custom_modules.data import check_cases
+
+
+def test_brats_2023_names_and_unpacked_twins(tmp_path):
+    name = "BraTS-GLI-00001-000"
+    save_volume(tmp_path / name / f"{name}-t2f.nii.gz")
+    save_volume(tmp_path / name / f"{name}-t2f.nii")  # the same volume, unpacked
+    save_volume(tmp_path / name / f"{name}-seg.nii.gz")
+    (item,) = layouts.find_cases(tmp_path)
+    assert item["case"] == name and item["image"].endswith(".gz") and item["label"].endswith("-seg.nii.gz")
+
+
+def test_msd_layout_reads_channel_zero(tmp_path):
+    root = tmp_path / "Task01_BrainTumour"
+    save_volume(root / "imagesTr/BRATS_001.nii.gz", np.zeros((*SHAPE, 4), np.int16))
+    save_volume(root / "labelsTr/BRATS_001.nii.gz", mask_of([1, 0, 0, 0, 1], value=3))
+    (root / "imagesTr/._BRATS_001.nii.gz").write_bytes(b"macOS")
+    cases = layouts.find_cases(tmp_path)
+    assert named(cases) == ["BRATS_001"] and cases[0]["channel"] == 0
+    (item,) = layouts.tag_cases(cases)[0]
+    assert item["slice_labels"] == [1, 0, 0, 0, 1]
+    assert check_cases([item], with_label=True) == {"n_cases": 1, "n_slices": 5, "n_positive": 2}
+
+
+def save_chaos(root, descending, n_slices=3):
+    """Published CHAOS: a series whose files are named along or against the position, and its PNGs.
+
+    Slice i (in order of names) holds i + 1 at row 1, column 2; there the PNG holds a kidney in slice 0 only.
+    """
+    itk = pytest.importorskip("itk")
+    series, ground = root / "DICOM_anon", root / "Ground"
+    for folder in (series, ground):
+        folder.mkdir(parents=True)
+    for i in range(n_slices):
+        pixels, label = np.zeros((5, 4), np.int16), np.zeros((5, 4), np.uint8)
+        pixels[1, 2], label[1, 2], label[4, 0] = i + 1, 126 if i == 0 else 63, 252
+        image = itk.image_from_array(pixels)
+        position = (n_slices - i if descending else i) * 7.7
+        tags = {"0008|0060": "MR", "0020|000d": "1.2.3", "0020|000e": "1.2.3.4", "0020|0037": "1\\0\\0\\0\\1\\0",
+                "0020|0032": f"-10\\-20\\{position}", "0020|0013": str(i + 1)}  # fmt: skip
+        for key, value in tags.items():
+            image.GetMetaDataDictionary()[key] = value
+        io = itk.GDCMImageIO.New()
+        io.KeepOriginalUIDOn()
+        file = str(series / f"IMG-0004-{i + 1:05d}.dcm")
+        itk.ImageFileWriter[type(image)].New(Input=image, FileName=file, ImageIO=io).Update()
+        itk.imwrite(itk.image_from_array(label), str(ground / f"IMG-0004-{i + 1:05d}.png"))
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_chaos_pngs_follow_the_slices_of_the_dicom_reader(tmp_path, descending):
+    save_chaos(tmp_path / "Train_Sets/MR/1/T2SPIR", descending)
+    cases = layouts.find_cases(tmp_path)
+    assert named(cases) == ["chaos_01"]
+    volume = np.asarray(LoadImage(reader="ITKReader", image_only=True)(cases[0]["image"]))
+    label = layouts.load_label(cases[0]["label"])
+    assert label.shape == volume.shape == (4, 5, 3)  # columns x, rows y, slices
+    first = 2 if descending else 0  # where the slice of the first name went
+    assert volume[2, 1].tolist() == ([3, 2, 1] if descending else [1, 2, 3])
+    assert label[2, 1].tolist() == [126 if z == first else 63 for z in range(3)]
+    assert (label[0, 4] == 252).all() and (label > 0).sum() == 6
+    (item,) = layouts.tag_cases(cases, target_labels=layouts.CHAOS_KIDNEYS)[0]
+    assert item["slice_labels"] == [int(z == first) for z in range(3)]
+    assert check_cases([item], with_label=True)["n_positive"] == 1
+
+
+def test_chaos_reports_a_missing_png(tmp_path):
+    save_chaos(tmp_path / "MR/13/T2SPIR", descending=False)
+    next((tmp_path / "MR/13/T2SPIR/Ground").glob("*.png")).unlink()
+    usable, skipped, _ = layouts.tag_cases(layouts.find_cases(tmp_path, "chaos"))
+    assert not usable and "2 PNGs, 3 DICOM files" in skipped["chaos_13"]
+
+
+def test_dicom_series_are_volumes_with_names_of_their_own(tmp_path):
+    save_chaos(tmp_path / "ann", descending=False)
+    save_chaos(tmp_path / "bob", descending=True)
+    assert named(layouts.find_cases(tmp_path)) == ["ann_DICOM_anon", "bob_DICOM_anon"]
+    assert named(layouts.find_cases(tmp_path / "ann/DICOM_anon")) == ["DICOM_anon"]  # the root is one volume
+
+
+def test_volumes_layout_globs_and_names_apart(tmp_path):
+    for site in "AB":
+        save_volume(tmp_path / site / "scan_t1.nii.gz")
+    save_volume(tmp_path / "A/scan_seg.nii.gz", mask_of([0, 0, 0, 0, 1]))
+    save_volume(tmp_path / "A/scan_t1_mask.nii.gz")  # output of an inference
+    cases = layouts.find_cases(tmp_path)
+    assert named(cases) == ["A_scan_t1", "B_scan_t1"]
+    assert ["label" in item for item in cases] == [True, False]
+    assert named(layouts.find_cases(tmp_path, glob="B/*.nii.gz")) == ["scan_t1"]
+    assert named(layouts.find_cases(tmp_path / "B/scan_t1.nii.gz")) == ["scan_t1"]
+
+
+def test_one_brats_file_keeps_its_case_name(tmp_path):
+    brats_case(tmp_path, "p1")
+    (item,) = layouts.find_cases(tmp_path / "p1/p1_flair.nii.gz")
+    assert item["case"] == "p1" and "label" in item
+
+
+def test_find_cases_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        layouts.find_cases(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="layout must be one of auto, brats"):
+        layouts.find_cases(tmp_path, "bids")
+    with pytest.raises(ValueError, match="no volume found"):
+        layouts.find_cases(tmp_path)
+
+
+def test_slice_tags_by_value_axis_and_area():
+    label = np.zeros((3, 2, 2), np.int32)
+    label[0, :, 1] = 2  # 2 pixels in slice 1 of axis 2, in slice 0 of axis 0
+    label[1, 0, 0] = 5
+    assert layouts.slice_tags(label) == [1, 1]
+    assert layouts.slice_tags(label, [2]) == [0, 1]
+    assert layouts.slice_tags(label, min_area=1) == [0, 1]
+    assert layouts.slice_tags(label, min_area=2) == [0, 0]
+    assert layouts.slice_tags(label, slice_axis=0) == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("case,slice\np1,0\n", "must start with the header case,slice,label"),
+        ("", "must start with the header"),
+        ("case,slice,label\np1,0,2\n", r"line 2 \(case 'p1'\): label must be 0 or 1; got '2'"),
+        ("case,slice,label\np1,0,1\np1,-1,1\n", "line 3 .*whole number from 0; got '-1'"),
+        ("case,slice,label\np1,0\n", "line 2 .*label must be 0 or 1; got ''"),
+        ("case,slice,label\np1,0,1\np1,0,0\n", "line 3 .*slice 0 is 0 here and 1 above"),
+        ("case,slice,label\nq,0,1\n", "unknown cases: q. Cases are named like p1"),
+        ("case,slice,label\np1,5,1\n", "'p1' name slice 5; its last is 4"),
+    ],
+)
+def test_csv_errors_name_line_or_case(tmp_path, text, message):
+    brats_case(tmp_path, "p1")
+    (tmp_path / "tags.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        layouts.tag_cases(layouts.find_cases(tmp_path), layouts.read_tags(tmp_path / "tags.csv"))

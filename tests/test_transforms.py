@@ -1,0 +1,269 @@
+"""Transforms: checks, tags that travel with the volume, the body, slices in memory, saliency to mask."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    EnsureTyped,
+    LoadImaged,
+    Orientationd,
+    RandFlipd,
+    Resized,
+    ScaleIntensityRanged,
+)
+from scipy import ndimage
+from volumes import save_volume
+
+from custom_modules.transforms import (
+    BodyMaskd,
+    CheckVolumed,
+    SliceDataset,
+    TagVolumed,
+    body_box,
+    body_mask,
+    slice_tags,
+)
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+# ---- the check
+
+
+def check(array, **case):
+    return CheckVolumed(keys="image")({"image": MetaTensor(torch.as_tensor(array)), "case": "p7", **case})["image"]
+
+
+def with_value(array, value):
+    array[0, 0, 0, 1] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (noise(1, 4, 4), "one 3D volume; got 2 dimensions"),
+        (noise(3, 4, 4, 2), "4D with 3 channels or time points; split it .*\"channel\": 0"),
+        (with_value(noise(1, 4, 4, 2), np.nan), "holds 1 NaN or infinite voxels"),
+        (with_value(noise(1, 4, 4, 2), np.inf), "holds 1 NaN or infinite voxels"),
+        (np.full((1, 4, 4, 2), 7.5), r"constant \(7.5 everywhere\)"),
+    ],
+)  # fmt: skip
+def test_volumes_no_method_can_work_on(array, message):
+    with pytest.raises(ValueError, match=f"case 'p7': the image .*{message}"):
+        check(array)
+
+
+def test_a_channel_is_chosen_by_the_case():
+    array = noise(3, 4, 5, 2)
+    kept = check(array, channel=1)
+    assert kept.shape == (1, 4, 5, 2) and torch.equal(kept[0].as_tensor(), torch.as_tensor(array[1]))
+    assert check(array[:1]).shape == (1, 4, 5, 2)
+    with pytest.raises(ValueError, match="has 3 channels, but the datalist names channel 3"):
+        check(array, channel=3)
+
+
+# ---- tags
+
+
+ORDERS = {  # stored order of a volume that is (9, 7, 5) in LPS, and the stored axis along which its slices run
+    "LPS": 2,
+    "RAS": 2,
+    "LPI": 2,
+    "SLP": 0,
+    "PIR": 1,
+}
+
+
+@pytest.mark.parametrize("codes", ORDERS)
+@pytest.mark.parametrize("target", ["LPS", "RAI"])
+def test_tags_follow_the_volume(tmp_path, codes, target):
+    """A voxel marks every tagged slice; wherever reorientation takes the voxels, the tags must point at them."""
+    marked = np.zeros((9, 7, 5), np.float32)
+    marked[2, 3, 1] = marked[6, 1, 2] = 1  # slices 1 and 2 of 5: not symmetric
+    lps = nib.orientations.axcodes2ornt("LPS")
+    stored = nib.Nifti1Image(marked, np.diag([-1.0, -1.0, 3.0, 1.0]))
+    stored = stored.as_reoriented(nib.orientations.ornt_transform(lps, nib.orientations.axcodes2ornt(codes)))
+    nib.save(stored, tmp_path / "image.nii.gz")
+    axis = ORDERS[codes]
+    others = tuple(a for a in range(3) if a != axis)
+    tags = stored.get_fdata().any(axis=others).astype(int).tolist()  # by hand: which stored slices hold a marker
+    assert sum(tags) == 2 and len(tags) == 5
+
+    walked = Compose(
+        [
+            LoadImaged(keys="image"),
+            EnsureChannelFirstd(keys="image"),
+            TagVolumed(slice_axis=axis),
+            Orientationd(keys=["image", "slice_labels"], axcodes=target, labels=None),
+        ]
+    )({"image": tmp_path / "image.nii.gz", "slice_labels": tags})
+    assert walked["image"].shape == walked["slice_labels"].shape == (1, 9, 7, 5)
+    found = slice_tags(walked["slice_labels"])
+    assert found.tolist() == walked["image"][0].numpy().any(axis=(0, 1)).astype(int).tolist()
+    assert found.tolist() == ([0, 1, 1, 0, 0] if target == "LPS" else [0, 0, 1, 1, 0])
+    assert found.dtype == torch.uint8
+
+
+def test_a_wrong_number_of_tags_is_an_error():
+    case = {"image": MetaTensor(torch.zeros(1, 4, 3, 5)), "case": "p7", "slice_labels": [0, 1, 0, 0]}
+    with pytest.raises(ValueError, match=r"case 'p7': slice_labels has 4 tags but .* 5 slices along slice_axis=2"):
+        TagVolumed()(case)
+    assert TagVolumed(slice_axis=0)(case)["slice_labels"][0, :, 0, 0].tolist() == [0, 1, 0, 0]
+    with pytest.raises(ValueError, match="slice_axis must be 0, 1 or 2"):
+        TagVolumed(slice_axis=3)
+
+
+def test_a_case_without_tags_passes():
+    case = {"image": MetaTensor(torch.zeros(1, 4, 3, 5))}
+    assert set(TagVolumed()(case)) == {"image"}
+
+
+def test_tags_along_another_axis_are_an_error():
+    image = MetaTensor(torch.zeros(1, 4, 3, 5))
+    volume = TagVolumed(slice_axis=0)({"image": image, "slice_labels": [0, 1, 1, 0]})["slice_labels"]
+    with pytest.raises(ValueError, match="slice_labels run along another axis .* set slice_axis"):
+        slice_tags(volume)
+
+
+# ---- the body
+
+
+def disc(radius=12, size=40, slices=3):
+    x, y = np.mgrid[:size, :size] - size // 2
+    return np.repeat((np.hypot(x, y) <= radius)[..., None], slices, axis=2)
+
+
+def test_body_is_the_filled_disc_without_the_speck():
+    body = disc()
+    image = np.abs(noise(40, 40, 3)) * 3 + 100 * body
+    image[17:22, 18:21, 1] = 0  # a ventricle, an air bubble
+    image[2:5, 2:5, :] = 150  # a bright speck outside, large enough to survive the opening
+    found = body_mask(image)
+    opened = ndimage.binary_opening(body[..., 0], ndimage.generate_binary_structure(2, 1))
+    assert (found == opened[..., None]).all()
+    assert opened.sum() >= 0.98 * body[..., 0].sum()  # the opening takes single pixels off the rim only
+
+    eroded = body_mask(image, erosion=3)
+    expected = ndimage.binary_erosion(opened, ndimage.generate_binary_structure(2, 1), iterations=3)
+    assert (eroded == expected[..., None]).all()
+
+
+def test_body_does_not_depend_on_the_intensity_scale():
+    image = np.abs(noise(40, 40, 3)) * 3 + 100 * disc()
+    assert (body_mask(image) == body_mask(image / 500 - 1)).all()
+
+
+def test_body_box_spans_all_slices_in_plane():
+    image = np.zeros((40, 40, 2), np.float32)
+    image[5:15, 20:30, 0] = image[10:25, 20:35, 1] = 1
+    box = body_box(torch.as_tensor(image)[None])
+    assert box.shape == (1, 40, 40, 2) and torch.equal(box[..., 0], box[..., 1])
+    rows, columns = np.nonzero(box[0, ..., 0].numpy())
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 24, 20, 34)
+
+
+def test_body_stands_beside_the_image_with_its_geometry():
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0]))
+    image = MetaTensor(torch.as_tensor(100.0 * disc())[None], affine=affine)
+    out = BodyMaskd(erosion=2)({"image": image})
+    assert out["body"].shape == image.shape and out["body"].dtype == torch.uint8
+    assert torch.equal(out["body"].affine, image.affine) and out["image"] is image
+    assert (out["body"][0].numpy() == body_mask(100.0 * disc(), erosion=2)).all()
+
+
+# ---- slices
+
+
+class CountingLoad(LoadImaged):
+    """`LoadImaged` that counts."""
+
+    loaded = 0
+
+    def __call__(self, data):
+        type(self).loaded += 1
+        return super().__call__(data)
+
+
+def preprocessing(size=8):
+    return Compose(
+        [
+            CountingLoad(keys="image"),
+            EnsureChannelFirstd(keys="image"),
+            EnsureTyped(keys="image", dtype=torch.float32),
+            TagVolumed(),
+            Resized(keys="image", spatial_size=[size, size, -1], mode="nearest"),
+            ScaleIntensityRanged(keys="image", a_min=0, a_max=100, b_min=-1, b_max=1, clip=True),
+        ]
+    )
+
+
+@pytest.fixture
+def cases(tmp_path):
+    """Two volumes (8, 8, 4) whose slice k is k * 10 everywhere, so slice 0 has no tissue; 3 of 8 tags are positive."""
+    CountingLoad.loaded = 0
+    array = np.broadcast_to(np.arange(4, dtype=np.int16) * 10, (8, 8, 4))
+    items = []
+    for name, tags in (("a", [1, 0, 1, 1]), ("b", [0, 0, 0, 0])):
+        path = save_volume(tmp_path / f"{name}.nii.gz", array)
+        items.append({"case": name, "image": str(path), "slice_labels": tags})
+    return items
+
+
+def test_slices_are_decoded_once_to_eight_bits(cases):
+    dataset = SliceDataset(cases, preprocessing())
+    assert CountingLoad.loaded == 2
+    items = [dataset[i] for i in range(len(dataset))]
+    assert CountingLoad.loaded == 2
+    assert dataset.images.dtype == torch.uint8 and dataset.images.shape == (6, 1, 8, 8)  # slices 0 are air
+    assert [int(item["tag"]) for item in items] == [0, 1, 1, 0, 0, 0]
+    assert all(item["image"].shape == (1, 8, 8) and item["image"].dtype == torch.float32 for item in items)
+    # 10, 20, 30 of 100 in [-1, 1], to half a step of 2 / 255
+    for item, value in zip(items, [-0.8, -0.6, -0.4] * 2):
+        assert (item["image"] - value).abs().max() <= 1 / 255
+
+
+def test_the_cache_serves_the_next_run(cases, tmp_path):
+    shared = preprocessing()  # the training and the validation set of a config share one
+    first = SliceDataset(cases, shared, cache_dir=tmp_path / "cache")
+    assert CountingLoad.loaded == 2 and len(list((tmp_path / "cache").glob("*.pt"))) == 2
+    for again in (preprocessing(), shared):
+        second = SliceDataset(cases, again, cache_dir=tmp_path / "cache")
+        assert CountingLoad.loaded == 2
+        assert torch.equal(first.images, second.images) and torch.equal(first.tags, second.tags)
+
+
+def test_the_cache_key_holds_every_setting_and_the_tags(cases, tmp_path):
+    SliceDataset(cases, preprocessing(), cache_dir=tmp_path)
+    other = SliceDataset(cases, preprocessing(size=4), cache_dir=tmp_path)
+    assert other.images.shape == (6, 1, 4, 4) and CountingLoad.loaded == 4
+    retagged = SliceDataset([cases[0] | {"slice_labels": [0, 1, 0, 0]}], preprocessing(), cache_dir=tmp_path)
+    assert retagged.tags.tolist() == [1, 0, 0] and CountingLoad.loaded == 5
+
+
+def test_balanced_weights_draw_both_tags_equally(cases):
+    dataset = SliceDataset(cases, preprocessing())
+    weights = torch.tensor(dataset.balanced_weights)
+    assert weights.tolist() == pytest.approx([1 / 4, 1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 4])  # 2 positive, 4 negative
+    with pytest.raises(ValueError, match="slices of both tags; got 0 positive and 3 negative"):
+        _ = SliceDataset(cases[1:], preprocessing()).balanced_weights
+
+
+def test_augmentation_is_seeded(cases):
+    dataset = SliceDataset(cases, preprocessing(), Compose([RandFlipd(keys="image", prob=0.5, spatial_axis=0)]))
+    dataset.images[:] = torch.arange(8, dtype=torch.uint8)[:, None]  # rows differ, so a flip shows
+    draws = []
+    for seed in (1, 1, 2):
+        dataset.set_random_state(seed)
+        draws.append(torch.stack([dataset[0]["image"] for _ in range(16)]))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_no_case_gives_no_slice():
+    assert len(SliceDataset([], preprocessing())) == 0

@@ -1,0 +1,25 @@
+"""A network of a few thousand weights, all of them random: MONAI starts some at 0, and a zero output tests nothing."""
+
+import torch
+
+from custom_modules.networks import ConditionalUNet, NoisyImageClassifier, WeakDiffusionNetwork
+
+SIZES = {
+    "in_channels": 1,
+    "channels": [8, 16],
+    "attention_levels": [False, True],
+    "num_res_blocks": 1,
+    "num_head_channels": 8,
+    "norm_num_groups": 4,
+}
+
+
+def tiny_network(seed=0, patch_size=2, **sizes):
+    """Takes slices whose sides are divisible by 4 (patch_size 2 times one downsampling)."""
+    sizes = {**SIZES, "patch_size": patch_size, **sizes}
+    network = WeakDiffusionNetwork(ConditionalUNet(**sizes), NoisyImageClassifier(**sizes))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return network.eval()
