@@ -91,7 +91,7 @@ def labelled_cases(
     target_labels: Sequence[int] | None = None,
     slice_axis: int = 2,
 ) -> list[dict]:
-    """Read the cases for evaluation: those with a label, under `label_file`, beside `image_file`, all with `slice_labels`.
+    """Read the cases for evaluation: those with a label, all with `slice_labels`, `image_file` and `label_file`.
 
     A case that comes without tags (no datalist) gets those of its label. `group` is the folder above the case's own.
 

@@ -115,20 +115,22 @@ class Provenance:
 
     Args:
         output_dir: of the results.
-        ckpt_path: the weights, whose SHA-256 is recorded.
+        ckpt_path: the weights, whose SHA-256 is recorded; None where there are none.
         settings: knobs to record.
     """
 
-    def __init__(self, output_dir: str, ckpt_path: str, settings: Mapping) -> None:
-        self.output_dir, self.ckpt_path, self.settings = Path(output_dir), Path(ckpt_path), dict(settings)
+    def __init__(self, output_dir: str, ckpt_path: str | None, settings: Mapping) -> None:
+        self.output_dir, self.ckpt_path, self.settings = Path(output_dir), ckpt_path, dict(settings)
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._hash)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def _hash(self, engine: Engine) -> None:
-        with open(self.ckpt_path, "rb") as file:
-            self.weights_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.weights_sha256 = None
+        if self.ckpt_path:
+            with open(self.ckpt_path, "rb") as file:
+                self.weights_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
 
     def __call__(self, engine: Engine) -> None:
         for item in engine.state.output:

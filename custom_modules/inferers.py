@@ -65,6 +65,9 @@ class SaliencyInferer(Inferer):
             raise ValueError(f"gate_threshold is a probability and must be in [0, 1]; got {gate_threshold}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1; got {batch_size}.")
+        for name, value in (("erosion", erosion), ("smoothing", smoothing)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be >= 0; got {value}.")
         if slice_axis not in (0, 1, 2):
             raise ValueError(f"slice_axis must be 0, 1 or 2; got {slice_axis}.")
         self.method, self.gate, self.gate_threshold = method, gate, gate_threshold
@@ -96,10 +99,10 @@ class SaliencyInferer(Inferer):
             x_0 = slices[batch].contiguous()
             start = _clock(volume.device)
             saliency[batch] = self.method(x_0, network, batch)
-            seconds.append((_clock(volume.device) - start) / len(batch))
+            seconds += [(_clock(volume.device) - start) / len(batch)] * len(batch)
         saliency = smooth_along(saliency, chosen, self.smoothing)
         region = (body & chosen[:, None, None])[:, None].to(saliency)
-        warm = seconds[1:] or seconds  # the first batch warms up
+        warm = seconds[self.batch_size :] or seconds  # the first batch warms up
         facts = {"seconds_per_slice": sum(warm) / max(len(warm), 1), "n_slices": len(indices)}
         return torch.cat([saliency, region], dim=1).movedim(0, 1 + self.slice_axis), facts
 

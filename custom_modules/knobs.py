@@ -53,7 +53,8 @@ def _find(name: str, config: Mapping) -> None:
         else:
             known = [key for key in node if not key.startswith("_")] if isinstance(node, Mapping) else []
             close = difflib.get_close_matches(part, known, n=3) or sorted(known)
-            raise ValueError(f"--{name}: there is no knob {part!r}; did you mean one of {close}?")
+            hint = f"; did you mean one of {close}?" if close else "."
+            raise ValueError(f"--{name}: there is no knob {part!r}{hint}")
 
 
 def choose(options: Mapping, name: str, knob: str):

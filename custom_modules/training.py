@@ -129,8 +129,8 @@ class EpochSeed:
     """Makes every random draw of an epoch a function of (seed, epoch, rank).
 
     So a run that was killed and resumes at an epoch's start draws the same slices, augmentations, noise and t as
-    one that was never stopped, and no generator's state has to be stored. Validation (`every_epoch=False`) draws the same
-    noise each time.
+    one that was never stopped, and no generator's state has to be stored. Validation (`every_epoch=False`) draws the
+    same noise each time.
     """
 
     def __init__(self, seed: int, dataset, every_epoch: bool = True) -> None:
@@ -172,7 +172,7 @@ class AveragedWeights:
         partial = self.path.with_suffix(".partial")
         torch.save(state, partial)
         os.replace(partial, self.path)
-        training_list(self.path).write_text("".join(f"{case}\n" for case in self.cases))
+        training_list(self.path).write_text("".join(f"{case}\n" for case in self.cases), encoding="utf-8")
 
 
 class TagMetrics:
@@ -217,7 +217,7 @@ def training_list(weights: str | Path) -> Path:
 def training_cases(weights: str | Path) -> list[str] | None:
     """The cases that `weights` were trained on, or None when that was not recorded."""
     path = training_list(weights)
-    return path.read_text().split("\n")[:-1] if path.is_file() else None
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else None
 
 
 def ema_handler(network: nn.Module, decay: float) -> EMAHandler:
@@ -228,8 +228,8 @@ def ema_handler(network: nn.Module, decay: float) -> EMAHandler:
 class ResumableRun:
     """Writes all that a run needs to continue after every epoch, and continues from the newest file it finds.
 
-    MONAI's `CheckpointSaver` and `CheckpointLoader` over `save_dict` and the trainer itself (epoch, iteration), in files
-    `checkpoint_epoch=N.pt` of `save_dir`, of which the newest two are kept.
+    MONAI's `CheckpointSaver` and `CheckpointLoader` over `save_dict` and the trainer itself (epoch, iteration), in
+    files `checkpoint_epoch=N.pt` of `save_dir`, of which the newest two are kept.
     """
 
     def __init__(self, save_dir: str, save_dict: Mapping, map_location: torch.device | str = "cpu") -> None:

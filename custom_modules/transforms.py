@@ -6,6 +6,7 @@ A volume passes (1, H, W, D); after `Orientationd` the slices run along the last
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from copy import deepcopy
 
 import nibabel as nib
 import numpy as np
@@ -119,7 +120,7 @@ def body_mask(image: np.ndarray, erosion: int = 0) -> np.ndarray:
         erosion: pixels taken off the rim in every slice.
     """
     cross = ndimage.generate_binary_structure(2, 1)
-    mask = image - image.min() > 0.5 * (threshold_otsu(image) - image.min())
+    mask = image - image.min() > 0.5 * (threshold_otsu(image.ravel()) - image.min())
     mask = ndimage.binary_opening(mask, cross[:, :, None])
     labels, count = ndimage.label(mask)
     if count > 1:
@@ -179,8 +180,9 @@ class SliceDataset(Dataset):
         cache_dir: str | None = None,
         num_workers: int = 0,
     ) -> None:
-        # Flat, because PersistentDataset takes a nested Compose for random and would cache nothing.
-        prepare = Compose([preprocessing, PackSlices()]).flatten()
+        # Flat, because PersistentDataset takes a nested Compose for random and would cache nothing; a copy, because a
+        # reader remembers the file it read last, which would enter the key of the next data set.
+        prepare = deepcopy(Compose([preprocessing, PackSlices()]).flatten())
         volumes = PersistentDataset([dict(c) for c in cases], prepare, cache_dir, hash_transform=pickle_hashing)
         loader = DataLoader(volumes, batch_size=None, num_workers=num_workers)
         packed = list(tqdm(loader, desc="preparing volumes", unit="volume", disable=len(cases) < 2))
@@ -253,6 +255,8 @@ class SaliencyToMaskd(MapTransform):
         super().__init__(keys)
         if isinstance(threshold, str) and threshold not in ("otsu", "average_otsu"):
             raise ValueError(f"threshold must be 'otsu', 'average_otsu' or a number; got {threshold!r}.")
+        if not isinstance(threshold, str) and not threshold >= 0:
+            raise ValueError(f"threshold must be >= 0: only what the target brightens counts; got {threshold}.")
         if num_components < 0:
             raise ValueError(f"num_components must be >= 0; got {num_components}.")
         self.threshold, self.num_components = threshold, num_components

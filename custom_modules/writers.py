@@ -10,7 +10,15 @@ from monai.data import NibabelWriter
 
 
 class AtomicNibabelWriter(NibabelWriter):
-    """MONAI's NIfTI writer, writing aside and renaming: a full disk or a kill never leaves half a mask."""
+    """MONAI's NIfTI writer, writing aside and renaming: a full disk or a kill never leaves half a mask.
+
+    A volume of one slice stays a volume; MONAI's writer drops its last axis together with the channel's.
+    """
+
+    def set_data_array(self, data_array, *args, **kwargs) -> None:
+        super().set_data_array(data_array, *args, **kwargs)
+        while self.data_obj.ndim < 3:
+            self.data_obj = self.data_obj[..., None]
 
     def write(self, filename, verbose: bool = False, **kwargs) -> None:
         target = Path(filename)

@@ -1,13 +1,15 @@
 """Both bundles end to end, with their real configs and tiny networks: training, inference, evaluation, commands.
 
 What needs a process of its own (a kill, an exit status, the three working directories) gets one; all other commands
-run in this one (`conftest.monai_bundle`). What the two bundles' files say is in `test_configs.py`.
+run in this one (`conftest.monai_bundle`). Then what the two bundles' files say, and what MONAI's tools ask of them.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import pydoc
 import re
 import traceback
 
@@ -15,7 +17,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import REPO, SHORT, TAGS, TINY, config, monai_bundle, monai_bundle_process
+import yaml
+from conftest import BUNDLES, REPO, SHORT, TAGS, TINY, config, head, monai_bundle, monai_bundle_process
+from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow, verify_net_in_out
+
+import custom_modules
+from custom_modules.diffusion import Diffusion
 
 FAST = ["--num_steps=2", "--gate=all"]  # a network of two epochs finds nothing, so no gate
 
@@ -197,13 +204,197 @@ def test_evaluation_marks_cases_of_the_training(evaluated):
 )
 def test_a_wrong_value_is_an_error_that_says_what_is_right(knob, message, odd_volumes, trained, tmp_path):
     command = inference("brats_flair", odd_volumes.folder / "one_slice.nii.gz", tmp_path / "out", trained, knob)
-    with pytest.raises(Exception) as error:  # noqa: B017  whatever type: the process ends non-zero
-        monai_bundle(*command)
-    assert re.search(message, "".join(traceback.format_exception(error.value)))
+    assert re.search(message, failure(command))
     assert not list(tmp_path.rglob("*.nii.gz"))
 
 
 def test_a_misspelt_knob_of_training_is_an_error(dataset_without_masks, tmp_path):
     where = ["--dataset_dir", dataset_without_masks, "--output_dir", tmp_path, "--ckpt_dir", tmp_path]
-    with pytest.raises(ValueError, match="no knob 'max_epoch'; did you mean one of .*'max_epochs'"):
-        monai_bundle("run", "training", "--config_file", config("brats_flair", "train"), *where, "--max_epoch=1")
+    command = ["run", "training", "--config_file", config("brats_flair", "train"), *where, *TINY, *SHORT]
+    assert re.search("no knob 'val_intervall'.*'val_interval'", failure([*command, "--val_intervall=1"]))
+
+
+def failure(command: list) -> str:
+    """What a failing command prints at its end: the error and its causes, whatever their types."""
+    with pytest.raises(Exception) as error:  # noqa: B017
+        monai_bundle(*command)
+    return "".join(traceback.format_exception(error.value))
+
+
+# ---- what the files say
+
+FOLDERS = REPO / "bundles"
+TASK_KNOBS = {  # what the two tasks may set differently; all else is the same line for line
+    "train": {"target_labels", "min_area", "image_size", "max_epochs", "timestep_range"},
+    "inference": {
+        *("target_labels", "min_area", "image_size", "noise_level", "num_steps", "num_draws", "guidance_scale"),
+        *("gate_threshold", "erosion", "smoothing", "threshold", "num_components"),
+    },
+}
+TASK_TEXTS = {"name", "changelog", "task", "description", "data_source", "image_classes", "label_classes"}
+TASK_TEXTS |= {"pred_classes", "eval_metrics", "references"}
+PLACE_KNOBS = {"bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_path", "device", "amp", "seed"}
+DATA_KNOBS = {"batch_size", "image_size", "slice_axis", "target_labels", "min_area"}
+METHOD_KNOBS = {"method", "noise_level", "num_steps", "num_draws", "tau", "derivative", "guidance_scale", "threshold"}
+each_bundle = pytest.mark.parametrize("bundle", BUNDLES)
+
+
+def load(bundle: str, name: str) -> dict:
+    return ConfigParser.load_config_file(REPO / config(bundle, name))
+
+
+def metadata(bundle: str) -> dict:
+    return json.loads((FOLDERS / bundle / "configs" / "metadata.json").read_text())
+
+
+def targets(node) -> set[str]:
+    """Every `_target_` (and what a SaveImaged writes with) below a config node."""
+    if isinstance(node, dict):
+        own = {node[key] for key in ("_target_", "writer") if isinstance(node.get(key), str)}
+        return own.union(*map(targets, node.values()))
+    return set().union(*map(targets, node)) if isinstance(node, list) else set()
+
+
+def test_the_bundles_hold_the_same_files():
+    brats, chaos = ({p.name for p in (FOLDERS / bundle / "configs").iterdir()} for bundle in BUNDLES)
+    assert brats == chaos >= {"train.yaml", "inference.yaml", "evaluate.yaml", "metadata.json", "logging.conf"}
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (FOLDERS / "brats_flair" / "configs").glob("*.yaml")))
+def test_the_bundles_differ_only_where_the_tasks_do(name):
+    texts = []
+    for bundle in BUNDLES:
+        lines = (REPO / config(bundle, name)).read_text().replace(bundle, "BUNDLE").splitlines()
+        knobs = [line.partition(":")[0] for line in lines]
+        allowed = TASK_KNOBS.get(name, set())
+        texts.append([f"{k}: ..." if k in allowed else line for k, line in zip(knobs, lines, strict=True)])
+    assert texts[0] == texts[1]
+
+
+def test_the_metadata_differ_only_where_the_tasks_do():
+    brats, chaos = map(metadata, BUNDLES)
+    assert {key for key in brats.keys() | chaos.keys() if brats.get(key) != chaos.get(key)} - TASK_TEXTS <= {
+        "network_data_format"
+    }
+    formats = [
+        json.dumps(m["network_data_format"]).replace(target, "TARGET")
+        for m, target in ((brats, "tumour"), (chaos, "kidney"))
+    ]
+    assert formats[0] == formats[1]
+
+
+@each_bundle
+def test_training_and_inference_agree(bundle):
+    train, inference = load(bundle, "train"), load(bundle, "inference")
+    for key in ("preprocessing", "network_def", "diffusion", "network"):
+        assert train[key] == inference[key], key
+    own = {"output_dir", "ckpt_path", "datalist"}  # where a stage reads and writes is its own
+    shared = (PLACE_KNOBS | DATA_KNOBS | {"orientation"}) - own - {"batch_size"}
+    assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
+    assert train["run"] == train["training"]
+
+
+@each_bundle
+def test_knobs_are_flat_and_stand_first(bundle):
+    train, inference = load(bundle, "train"), load(bundle, "inference")
+    inference_knobs = PLACE_KNOBS | DATA_KNOBS | METHOD_KNOBS | {"gate", "gate_threshold"}
+    for content, knobs in ((train, PLACE_KNOBS | DATA_KNOBS | {"ckpt_dir"}), (inference, inference_knobs)):
+        flat = list(itertools.takewhile(lambda item: not isinstance(item[1], dict), content.items()))
+        assert knobs <= dict(flat).keys()
+    assert inference["gate"] == "classifier" and load(bundle, "evaluate")["gate"] == "tags"
+
+
+@each_bundle
+def test_every_target_resolves(bundle):
+    files = sorted((FOLDERS / bundle / "configs").glob("*.yaml"))
+    assert files
+    locator = ComponentLocator()
+    for file in files:
+        for target in targets(ConfigParser.load_config_file(file)):
+            found = pydoc.locate(target) if "." in target else locator.get_component_module_name(target)
+            assert found, f"{file.name}: {target}"
+        assert "import custom_modules" not in file.read_text()
+
+
+# ---- what MONAI's tools ask of a bundle
+
+
+@each_bundle
+def test_inference_stands_alone(bundle):
+    content = load(bundle, "inference")
+    ids = "preprocessing inferer postprocessing network_def network device dataset evaluator"
+    assert set(ids.split()) <= content.keys()
+    assert "_meta_" not in json.dumps(content)
+    assert "SaveImaged" in targets(content.pop("postprocessing")) and "SaveImaged" not in targets(content)
+    names = [transform["_target_"] for transform in content["preprocessing"]["transforms"]]
+    assert names[:3] == ["LoadImaged", "EnsureChannelFirstd", "EnsureTyped"]
+
+
+@each_bundle
+@pytest.mark.parametrize(
+    ("names", "kind"), [(["train"], "train"), (["inference"], "inference"), (["inference", "evaluate"], "evaluation")]
+)
+def test_workflow_has_every_property(bundle, names, kind, dataset, trained, tmp_path):
+    where = {"bundle_root": FOLDERS / bundle, "dataset_dir": dataset, "output_dir": tmp_path, "ckpt_dir": tmp_path}
+    overrides = {name: str(path) for name, path in where.items() if name != "ckpt_dir" or kind == "train"}
+    overrides |= {} if kind == "train" else {"ckpt_path": str(trained.weights)}
+    for knob in TINY:
+        name, _, value = knob.removeprefix("--").partition("=")
+        overrides[name] = yaml.safe_load(value)
+    files = [str(REPO / config(bundle, name)) for name in names]
+    workflow = ConfigWorkflow(files, workflow_type=kind, **overrides)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+@each_bundle
+def test_metadata_are_complete(bundle):
+    content = metadata(bundle)
+    keys = "schema version changelog monai_version pytorch_version numpy_version required_packages_version task"
+    keys += " description authors copyright intended_use network_data_format"
+    assert set(keys.split()) <= content.keys() and "supported_apps" not in content
+    assert content["schema"].endswith("meta_schema_20240725.json")
+    assert content["version"] == custom_modules.__version__ and content["version"] in content["changelog"]
+    image, pred = content["network_data_format"]["inputs"]["image"], content["network_data_format"]["outputs"]["pred"]
+    size = load(bundle, "inference")["image_size"]
+    assert image["spatial_shape"] == [size, size, "*"] and image["num_channels"] == 1
+    assert pred["channel_def"].keys() == {"0", "1"}
+    pinned = dict(line.split("==") for line in (REPO / "requirements.txt").read_text().split() if "==" in line)
+    versions = {"monai": content["monai_version"], "torch": content["pytorch_version"]}
+    versions |= {"numpy": content["numpy_version"]} | content["required_packages_version"]
+    assert {name: pinned.get(name, version) for name, version in versions.items()} == versions
+
+
+@each_bundle
+def test_network_takes_the_image_alone(bundle):
+    files = {"meta_file": str(FOLDERS / bundle / "configs" / "metadata.json")}
+    verify_net_in_out("network_def", config_file=str(REPO / config(bundle, "inference")), device="cpu", **files)
+    network = built(bundle)
+    x = torch.zeros(1, 1, 64, 64, 4)
+    with torch.no_grad():
+        assert network(x).shape == x.shape
+
+
+def built(bundle: str) -> torch.nn.Module:
+    parser = ConfigParser(load(bundle, "inference"))
+    return parser.get_parsed_content("network_def").eval()
+
+
+@each_bundle
+def test_shipped_weights_fit_the_network(bundle):
+    path = FOLDERS / bundle / "models" / "model.pt"
+    if not path.is_file():
+        pytest.skip("no weights are shipped yet")
+    assert path.stat().st_size <= 16e6
+    assert path.with_suffix(".training.txt").is_file()  # else evaluation cannot tell what they have seen
+    network = built(bundle)
+    network.load_state_dict(state(path), strict=True)
+    plane = torch.as_tensor(head()[0][..., 2])  # (48, 40)
+    x_0 = torch.nn.functional.pad(plane / plane.max() * 2 - 1, (12, 12, 8, 8), value=-1)[None, None]
+    eps = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([400])
+    with torch.no_grad():
+        x_t = Diffusion().add_noise(x_0, eps, t)
+        eps_hat, logits = network(x_t, t, torch.tensor([1])), network.classify(x_0, 0 * t)
+    assert eps_hat.isfinite().all() and logits.isfinite().all()
+    assert (eps_hat - eps).square().mean() < 0.1  # an untrained network is at 1

@@ -212,6 +212,23 @@ def test_load_cases_errors_name_the_fault_and_the_remedy(dataset, tmp_path):
         data.load_cases(path, dataset, "test")
 
 
+def test_labelled_cases_bring_their_own_tags_or_those_of_the_label(dataset):
+    (item,) = data.labelled_cases(None, dataset, "test")
+    assert item["slice_labels"] == [0, 1, 1, 0, 0] and "label" not in item  # so that inference cannot see it
+    assert item["image_file"] == item["image"] and item["label_file"].endswith("_seg.nii.gz")
+    assert item["group"] == "dataset"
+    (dataset / "datalist.json").unlink()
+    save_volume(dataset / "p1/p1_seg.nii.gz", mask_of([0, 1]))  # does not fit
+    (dataset / "p2/p2_seg.nii.gz").unlink()
+    (item,) = data.labelled_cases(None, dataset)
+    assert item["case"] == "p0" and item["slice_labels"] == [0, 1, 1, 0, 0]
+    assert data.labelled_cases(None, dataset, target_labels=[2])[0]["slice_labels"] == [0] * 5
+    (dataset / "p0/p0_seg.nii.gz").unlink()
+    (dataset / "p1/p1_seg.nii.gz").unlink()
+    with pytest.raises(ValueError, match="none of the 3 cases .* has a label to be compared with"):
+        data.labelled_cases(None, dataset)
+
+
 def test_check_cases_counts_and_needs_no_mask(dataset):
     for path in dataset.glob("*/*_seg.nii.gz"):
         path.unlink()

@@ -11,8 +11,9 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from volumes import save_volume
 
-from custom_modules.evaluation import EvaluationMetrics
+from custom_modules.evaluation import EvaluationMetrics, LoadLabeld
 from custom_modules.metrics import summarise
 
 LABEL = np.array([[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
@@ -106,3 +107,14 @@ def test_handler_warns_of_a_label_without_target(tmp_path, caplog):
 def test_handler_names_the_case_that_is_wrong(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         run(EvaluationMetrics(tmp_path, "b", "m"), [[item("a", volume(PRED), volume(LABEL)) | change]])
+
+
+def test_the_label_is_read_in_the_stored_order(tmp_path):
+    values = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    path = save_volume(tmp_path / "a_seg.nii.gz", values)
+    affine = torch.diag(torch.tensor([2.0, 3.0, 5.0, 1.0], dtype=torch.float64))
+    case = {"pred": MetaTensor(torch.zeros(1, 2, 3, 4), affine=affine), "label_file": str(path), "image_file": "a"}
+    label = LoadLabeld()(case)["label"]
+    assert label.shape == (1, 2, 3, 4) and (label[0].numpy() == values).all() and torch.equal(label.affine, affine)
+    with pytest.raises(ValueError, match=r"label's shape \(2, 3, 4\) differs from the image's \(2, 3, 5\)"):
+        LoadLabeld()(case | {"pred": MetaTensor(torch.zeros(1, 2, 3, 5))})

@@ -1,0 +1,228 @@
+"""The evaluator over volumes: names of results, what a failed case leaves behind, and the record beside each result."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import monai
+import numpy as np
+import pytest
+import torch
+from conftest import LPS, save_nifti
+from ignite.engine import Events
+from monai.data import DataLoader
+from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImaged
+from torch import nn
+
+import custom_modules
+from custom_modules.engines import CaseDataset, Provenance, VolumeBatch, VolumeEvaluator, reason
+from custom_modules.inferers import SaliencyInferer
+from custom_modules.transforms import CheckVolumed, TagVolumed
+
+PREPROCESSING = Compose(
+    [
+        LoadImaged("image"),
+        EnsureChannelFirstd("image"),
+        EnsureTyped("image", dtype=torch.float32),
+        CheckVolumed("image"),
+        TagVolumed(),
+    ]
+)
+
+
+# ---- reason
+
+
+def raised(*errors: Exception) -> Exception:
+    """The last of `errors`, each the cause of the next."""
+    caught = None
+    for error in errors:
+        try:
+            raise error from caught
+        except Exception as current:
+            caught = current
+    return caught
+
+
+def test_reason_is_the_innermost_cause_in_one_line():
+    assert reason(ValueError("tau must be\n  in [0, 1)")) == "ValueError: tau must be in [0, 1)"
+    error = raised(OSError("disk full"), RuntimeError("applying transform A"), RuntimeError("applying transform B"))
+    assert reason(error) == "OSError: disk full"
+    assert reason(KeyError()) == "KeyError: "
+
+
+def test_reason_sees_through_monai():
+    with pytest.raises(RuntimeError, match="applying transform") as caught:
+        Compose([EnsureTyped("image"), CheckVolumed("image")])({"image": np.zeros((1, 2, 2, 2)), "case": "p1"})
+    assert reason(caught.value).startswith("ValueError: case 'p1': the image is constant")
+
+
+# ---- stems and items
+
+
+def stems(*cases: tuple[str, str]) -> list[str]:
+    return [item["stem"] for item in CaseDataset([{"case": c, "image": i} for c, i in cases], None).data]
+
+
+def test_a_stem_is_the_file_name_without_its_ending():
+    assert stems(("p1", "/a/p1_flair.nii.gz"), ("p2", "/a/scan.v2.nii")) == ["p1_flair", "scan.v2"]
+
+
+def test_a_dicom_series_is_named_by_its_case(tmp_path):
+    folder = tmp_path / "1" / "T2SPIR" / "DICOM_anon"
+    assert stems(("1", str(folder)), ("2", str(folder.parents[2] / "2" / "DICOM_anon"))) == ["1", "2"]
+
+
+def test_colliding_stems_give_way_to_the_case():
+    assert stems(("a", "/a/t2.nii.gz"), ("b", "/b/t2.nii.gz"), ("c", "/c/t1.nii")) == ["a", "b", "t1"]
+    assert stems(("a", "/a/t2.nii.gz"), ("b", "/b/t2.nii")) == ["a", "b"]  # they differ in their ending only
+
+
+def test_a_stem_never_takes_the_name_of_another_case():
+    assert stems(("a", "/x/b.nii.gz"), ("b", "/y/DICOM_anon")) == ["a", "b"]
+    assert stems(("b", "/x/b.nii.gz"), ("a", "/y/DICOM_anon")) == ["b", "a"]
+
+
+def test_dataset_items(tmp_path):
+    good = save_nifti(np.arange(8, dtype=np.float32).reshape(2, 2, 2), tmp_path / "good.nii.gz")
+    (tmp_path / "bad.nii.gz").write_bytes(b"no volume")
+    cases = [{"case": "p1", "image": str(good)}, {"case": "p2", "image": str(tmp_path / "bad.nii.gz")}]
+    first, second = CaseDataset(cases, PREPROCESSING)
+    assert first["case"] == "p1" and first["stem"] == "good" and first["image"].shape == (1, 2, 2, 2)
+    assert second.keys() == {"case", "error"} and second["case"] == "p2"
+    assert "stem" not in cases[0]  # the caller's cases are left as they are
+
+
+# ---- the evaluator
+
+
+def darkest_fails(x_0: torch.Tensor, network: nn.Module, slices: list[int]) -> torch.Tensor:
+    """Half of the slice as its map; a picture darker than -0.4 everywhere is too much for it."""
+    if x_0.max() < -0.4:
+        raise ArithmeticError("the slice is\ntoo dark")
+    return x_0 / 2
+
+
+def volume(inside: float) -> np.ndarray:
+    """(12, 12, 3) float32: a square of `inside` in air of -1."""
+    image = np.full((12, 12, 3), -1, np.float32)
+    image[2:10, 2:10] = inside
+    return image
+
+
+@pytest.fixture
+def cases(tmp_path) -> list[dict]:
+    """unreadable, dark (the method raises), then two that are fine."""
+    (tmp_path / "unreadable.nii.gz").write_bytes(b"no volume")
+    for name, inside in (("dark", -0.5), ("fine", 0.5), ("last", 1.0)):
+        save_nifti(volume(inside), tmp_path / f"{name}.nii.gz")
+    names = ("unreadable", "dark", "fine", "last")
+    return [{"case": f"case_{n}", "image": str(tmp_path / f"{n}.nii.gz"), "slice_labels": [1, 0, 1]} for n in names]
+
+
+def evaluator(cases: list[dict], gate: str = "all", handlers=(), postprocessing=None) -> VolumeEvaluator:
+    return VolumeEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(CaseDataset(cases, PREPROCESSING), batch_size=1),
+        network=nn.Identity(),
+        inferer=SaliencyInferer(darkest_fails, gate=gate, amp=False),
+        prepare_batch=VolumeBatch(),
+        postprocessing=postprocessing,
+        val_handlers=list(handlers),
+    )
+
+
+class Collect:
+    """Handler that keeps what every iteration puts out."""
+
+    def __init__(self) -> None:
+        self.outputs: list[list[dict]] = []
+
+    def attach(self, engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self.outputs.append(e.state.output))
+
+
+def test_failed_cases_are_named_and_the_others_finished(cases):
+    collect = Collect()
+    engine = evaluator(cases, handlers=[collect])
+    with pytest.raises(RuntimeError) as caught:
+        engine.run()
+    assert engine.failures.keys() == {"case_unreadable", "case_dark"}
+    message = str(caught.value)
+    assert message.startswith("2 of 4 cases failed:\n")
+    assert "  case_dark: ArithmeticError: the slice is too dark" in message.splitlines()
+    assert f"  case_unreadable: {engine.failures['case_unreadable']}" in message.splitlines()
+    assert "unreadable.nii.gz" in engine.failures["case_unreadable"]
+    assert [[item["case"] for item in output] for output in collect.outputs] == [[], [], ["case_fine"], ["case_last"]]
+    for (item,), inside in zip(collect.outputs[2:], (0.5, 1.0), strict=True):
+        saliency, region = item["pred"]
+        expected = torch.as_tensor(volume(inside)) / 2  # what the method does to it
+        torch.testing.assert_close(saliency.as_tensor(), expected)
+        assert region.shape == expected.shape
+        np.testing.assert_allclose(item["pred"].affine, LPS)
+        assert item["stem"] == item["case"].removeprefix("case_")
+        assert item["n_slices"] == 3 and item["seconds_per_slice"] >= 0
+
+
+def test_a_run_without_failures_ends_well_and_forgets_earlier_ones(cases):
+    engine = evaluator(cases[2:])
+    engine.failures = {"case_of_yesterday": "gone"}
+    engine.run()
+    assert engine.failures == {}
+
+
+def test_a_failure_in_postprocessing_counts_too(cases):
+    def refuse(item):
+        if "fine" in item["stem"]:
+            raise OSError("No space left on device")
+        return item
+
+    engine = evaluator(cases[2:], postprocessing=Compose([refuse]))
+    with pytest.raises(RuntimeError, match="1 of 2 cases failed:\n  case_fine: OSError: No space left on device$"):
+        engine.run()
+
+
+def test_tags_reach_the_inferer(cases):
+    collect = Collect()
+    evaluator(cases[3:], gate="tags", handlers=[collect]).run()
+    ((item,),) = collect.outputs
+    assert item["n_slices"] == 2
+    assert item["pred"][0].any(dim=0).any(dim=0).tolist() == [True, False, True]
+
+
+def test_cases_without_tags_fail_one_by_one_under_gate_tags(cases):
+    del cases[2]["slice_labels"]
+    engine = evaluator(cases[2:], gate="tags")
+    with pytest.raises(RuntimeError, match="1 of 2 cases failed:\n  case_fine: ValueError: gate is 'tags' but"):
+        engine.run()
+
+
+# ---- provenance
+
+
+def test_provenance_tells_how_a_result_came_to_be(cases, tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"abc")
+    settings = {"method": "cdm", "noise_level": [400, 300], "seed": 0, "threshold": "otsu"}
+    provenance = Provenance(str(tmp_path / "out"), str(tmp_path / "model.pt"), settings)
+    with pytest.raises(RuntimeError, match="case_dark"):
+        evaluator(cases[1:3], gate="tags", handlers=[provenance]).run()
+    written = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert written == [Path("fine/fine_provenance.json")]  # nothing for the failed case
+    facts = json.loads((tmp_path / "out" / written[0]).read_text())
+    assert facts.pop("seconds_per_slice") >= 0
+    assert facts == {
+        "case": "case_fine",
+        "image": cases[2]["image"],
+        "slices_processed": 2,
+        "settings": settings,
+        # SHA-256 of "abc": FIPS 180-2, appendix B.1
+        "weights_sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        "versions": {
+            "custom_modules": custom_modules.__version__,
+            "monai": monai.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }

@@ -1,0 +1,131 @@
+"""The command line: what the config knows passes, what it does not know is an error that names the nearest."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from custom_modules.knobs import check_knobs, choose
+
+PROGRAM = "/somewhere/.venv/lib/python3.11/site-packages/monai/bundle/__main__.py"  # `python -m monai.bundle`
+TRAIN = """
+dataset_dir: .
+method: cdm
+num_steps: 10
+num_draws: 1
+train:
+  trainer:
+    _target_: SupervisedTrainer
+    max_epochs: 3
+  handlers:
+    - {_target_: StatsHandler, name: train}
+    - {_target_: CheckpointSaver}
+"""
+OVERLAY = """
+min_area: 0
++train#handlers:
+  - {_target_: TensorBoardStatsHandler}
+"""
+
+
+@pytest.fixture
+def train(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text(TRAIN)
+    return str(path)
+
+
+@pytest.fixture
+def overlay(tmp_path):
+    path = tmp_path / "overlay.yaml"
+    path.write_text(OVERLAY)
+    return str(path)
+
+
+def check(*arguments: str, program: str = PROGRAM) -> None:
+    check_knobs([program, "run", *arguments])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--method", "cg_cdm", "--num_steps", "5"],
+        ["--method=cg_cdm", "--num_steps=5"],
+        ["--num-steps", "5"],  # Fire reads it as num_steps
+        ["-method", "cg_cdm"],  # and one hyphen as two
+        ["--dataset_dir", "odd--folder", "--method", "cdm"],
+        ["--num_steps", "-1"],  # a negative number is a value; the range is checked elsewhere
+        ["--train#trainer#max_epochs", "5"],
+        ["--train::trainer::max_epochs=5"],
+        ["--train#handlers#0#name", "x"],
+        ["--train#handlers#1#save_dict", "x"],  # an argument the config leaves at its default
+        ["training", "--meta_file", "m.json", "--logging_file", "l.conf", "--run_id", "run", "--init_id", "i"],
+        ["--final_id", "f", "--tracking", "mlflow", "--args_file", "a.json"],
+        ["--workflow_name", "w", "--workflow_type", "train", "--properties_path", "p"],
+    ],
+)
+def test_known_ids_pass(train, arguments):
+    check("--config_file", train, *arguments)
+
+
+def test_bundle_root_is_a_knob_of_every_config(tmp_path):
+    path = tmp_path / "inference.yaml"
+    path.write_text("bundle_root: .\n")
+    check("--config_file", str(path), "--bundle_root", "/bundles/brats_flair")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--metod", "cdm"], r"--metod: there is no knob 'metod'; did you mean one of \['method'"),
+        (["--num_step=5"], r"--num_step: .*'num_step'; did you mean one of \['num_steps'"),
+        (["-num-stepz", "5"], r"--num_stepz: .*did you mean one of \['num_steps'"),
+        (["--trian#trainer#max_epochs", "5"], r"--trian#trainer#max_epochs: .*'trian'; .*\['train'\]"),
+        (["--train#trainr#max_epochs", "5"], r"'trainr'; did you mean one of \['trainer'\]"),
+        (["--train::handler::0", "x"], r"'handler'; did you mean one of \['handlers'\]"),
+        (["--train#handlers#2#name", "x"], r"there is no knob '2'\.$"),  # there are two handlers
+        (["--method#name", "x"], r"there is no knob 'name'\.$"),  # method is a word
+        (["--qqqq", "5"], r"'qqqq'; .*\['dataset_dir', 'method', 'num_draws', 'num_steps', 'train'\]"),  # all
+        (["--num_steps", "5", "--metod", "cdm", "--tua", "0.5"], r"'metod'"),  # the first one given
+    ],
+)
+def test_unknown_ids_are_named_with_the_nearest(train, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        check("--config_file", train, *arguments)
+
+
+@pytest.mark.parametrize("template", ["['{}','{}']", "['{}', '{}']", '["{}","{}"]', "[{},{}]", "{},{}"])
+def test_a_list_of_config_files(train, overlay, template):
+    files = template.format(train, overlay)
+    check("--config_file", files, "--min_area", "5", "--method", "cdm", "--train#handlers#2#log_dir", "x")
+    check(f"--config_file={files}", "--min_area=5")
+    with pytest.raises(ValueError, match="'min_aera'; did you mean one of .'min_area'"):
+        check("--config_file", files, "--min_aera", "5")
+
+
+def test_the_real_command_line_is_the_default(train, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [PROGRAM, "run", "--config_file", train, "--metod", "cdm"])
+    with pytest.raises(ValueError, match="metod"):
+        check_knobs()
+
+
+@pytest.mark.parametrize("program", ["/venv/bin/pytest", "monailabel", "/usr/bin/jupyter", ""])
+def test_another_program_is_left_alone(train, program):
+    if "monai" in program:
+        check("--metod", "cdm", program=program)  # its command line has no config_file
+    else:
+        check("--config_file", train, "--metod", "cdm", program=program)
+
+
+def test_without_config_file_there_is_nothing_to_compare():
+    check("--metod", "cdm")
+
+
+def test_choose_takes_the_option_or_names_all():
+    options = {"cdm": 1, "cg_cdm": None}
+    assert choose(options, "cdm", "method") == 1
+    assert choose(options, "cg_cdm", "method") is None
+    with pytest.raises(ValueError, match=r"method must be one of \['cdm', 'cg_cdm'\]; got 'cmd'"):
+        choose(options, "cmd", "method")
