@@ -90,17 +90,18 @@ def labelled_cases(
     section: str | Sequence[str] | None = None,
     target_labels: Sequence[int] | None = None,
     slice_axis: int = 2,
+    allow_empty: bool = False,
 ) -> list[dict]:
     """Read the cases for evaluation: those with a label, all with `slice_labels`, `image_file` and `label_file`.
 
     A case that comes without tags (no datalist) gets those of its label. `group` is the folder above the case's own.
 
     Raises:
-        ValueError: no case has a label; and what `load_cases` raises.
+        ValueError: no case has a label on disk (without `allow_empty`); and what `load_cases` raises.
     """
-    cases = load_cases(datalist, dataset_dir, section, with_label=True, discover=True)
-    with_label = [case for case in cases if "label" in case]
-    if not with_label:
+    cases = load_cases(datalist, dataset_dir, section, with_label=True, discover=True, allow_empty=allow_empty)
+    with_label = [case for case in cases if "label" in case and os.path.exists(case["label"])]
+    if not with_label and not allow_empty:
         raise ValueError(f"none of the {len(cases)} cases in {dataset_dir} has a label to be compared with.")
     tagged = [case for case in with_label if "slice_labels" in case]
     untagged = [case for case in with_label if "slice_labels" not in case]

@@ -39,7 +39,7 @@ class SoftEmbedding(nn.Embedding):
     """An embedding that takes a label or a mixture of labels.
 
     Integer labels of shape (B,) are looked up; floating weights over the classes, shape (B, classes), give
-    `w @ weight`, so a one-hot row equals the lookup and the derivative with respect to the condition is the network's own.
+    `w @ weight`: a one-hot row equals the lookup, and the derivative by the condition is the network's own.
     """
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ rate and its own gradient clipping. Only images and slice tags are read here, ne
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from monai.engines.utils import IterationEvents, PrepareBatch
 from monai.handlers import CheckpointLoader, CheckpointSaver
 from monai.metrics import compute_roc_auc
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from custom_modules.diffusion import Diffusion
 from custom_modules.networks import WeakDiffusionNetwork, autocast
@@ -206,7 +208,7 @@ class TrainingProgress(ProgressBar):
         super().__init__(desc="training")
 
     def attach(self, engine: Engine) -> None:
-        super().attach(engine, output_transform=lambda output: {"loss": float(output["loss"])})
+        super().attach(engine, output_transform=lambda output: {"loss": float(output["loss"].detach())})
 
 
 def training_list(weights: str | Path) -> Path:
@@ -225,6 +227,19 @@ def ema_handler(network: nn.Module, decay: float) -> EMAHandler:
     return EMAHandler(network, momentum=1 - decay, momentum_warmup=0.2, warmup_iters=int(2 / (1 - decay)))
 
 
+def warmup_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
+    """Learning rates that rise linearly over `warmup_steps` and fall to 0 along a cosine until `total_steps`.
+
+    MONAI's `WarmupCosineSchedule` stores its length in the checkpoint, so that a run resumed with more epochs would
+    keep the old one; here the length is always the one asked for.
+    """
+
+    def factor(step: int) -> float:
+        return min(1.0, step / max(warmup_steps, 1)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total_steps)))
+
+    return LambdaLR(optimizer, factor)
+
+
 class ResumableRun:
     """Writes all that a run needs to continue after every epoch, and continues from the newest file it finds.
 
@@ -237,7 +252,10 @@ class ResumableRun:
 
     def attach(self, engine: Engine) -> None:
         everything = {**self.save_dict, "trainer": engine}
-        found = Path(self.save_dir).glob("checkpoint_epoch=*.pt")
-        if newest := max(found, key=lambda p: int(p.stem.rpartition("=")[2]), default=None):
-            CheckpointLoader(str(newest), everything, map_location=self.map_location).attach(engine)
+        found = sorted(Path(self.save_dir).glob("checkpoint_epoch=*.pt"), key=lambda p: int(p.stem.rpartition("=")[2]))
+        if found:
+            CheckpointLoader(str(found[-1]), everything, map_location=self.map_location).attach(engine)
+        if engine.state.rank == 0:
+            for superseded in found[:-1]:  # the saver below forgets those of an earlier process
+                superseded.unlink()
         CheckpointSaver(self.save_dir, everything, file_prefix="", save_interval=1, n_saved=2).attach(engine)

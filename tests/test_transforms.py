@@ -1,4 +1,4 @@
-"""Transforms: checks, tags that travel with the volume, the body, slices in memory, saliency to mask."""
+"""Transforms: checks, tags that travel with the volume, the body, slices in memory."""
 
 import nibabel as nib
 import numpy as np
@@ -21,14 +21,11 @@ from volumes import save_volume
 from custom_modules.transforms import (
     BodyMaskd,
     CheckVolumed,
-    SaliencyToMaskd,
     SliceDataset,
     TagVolumed,
     body_box,
     body_mask,
-    slice_axis_of,
     slice_tags,
-    threshold_slices,
 )
 
 
@@ -280,72 +277,3 @@ def test_augmentation_is_seeded(cases):
 
 def test_no_case_gives_no_slice():
     assert len(SliceDataset([], preprocessing())) == 0
-
-
-# ---- saliency to mask
-
-
-def two_levels(low, high):
-    """Slice (4, 4): a row of `high`, a row of `low`, the others 0, one pixel negative."""
-    plane = np.zeros((4, 4), np.float32)
-    plane[0], plane[1], plane[3, 3] = high, low, -9
-    return plane
-
-
-def full_rows(mask):
-    return [plane.all(axis=1).nonzero()[0].tolist() for plane in mask]
-
-
-def test_thresholds_by_hand():
-    saliency = np.stack([two_levels(25, 255), two_levels(0, 2), np.zeros((4, 4), np.float32)])
-    region = np.ones(saliency.shape, bool)
-    # A threshold a slice: of {0, 25, 255} Otsu's lies just above 25, of {0, 2} just above 0; one value has none.
-    otsu = threshold_slices(saliency, region, "otsu")
-    assert full_rows(otsu) == [[0], [0], []] and otsu.sum() == 8
-    # Their mean, about 12.7, lies below 25 and above 2.
-    assert full_rows(threshold_slices(saliency, region, "average_otsu")) == [[0, 1], [], []]
-    assert full_rows(threshold_slices(saliency, region, 1.5)) == [[0, 1], [0], []]
-    assert full_rows(threshold_slices(saliency, region, 2)) == [[0, 1], [], []]  # it has to be exceeded
-    assert threshold_slices(saliency, region, -1).all()  # the negative pixel counts as 0
-
-
-def test_the_region_bounds_the_mask_and_the_histogram():
-    saliency = np.stack([two_levels(25, 255)])
-    region = np.ones(saliency.shape, bool)
-    region[0, 0] = False  # without the row of 255, Otsu parts 25 from 0
-    mask = threshold_slices(saliency, region, "otsu")
-    assert mask[0, 1].all() and mask.sum() == 4
-    assert not threshold_slices(saliency, np.zeros_like(region), "average_otsu").any()
-
-
-@pytest.mark.parametrize("codes", ORDERS)
-def test_slices_are_found_on_the_native_grid(codes):
-    affine = stored_as(codes, np.zeros((9, 7, 5))).affine
-    assert slice_axis_of(affine, "LPS") == slice_axis_of(affine, "RAI") == ORDERS[codes]
-
-
-def test_the_mask_takes_the_place_of_the_prediction():
-    saliency = np.zeros((1, 6, 5, 4), np.float32)
-    saliency[0, 1:3, 1:3, 1:3] = 5
-    saliency[0, 5, 4, 3] = 7  # a component of one voxel
-    saliency[0, 0, 0, 0] = 9  # outside the region
-    region = np.ones_like(saliency)
-    region[0, 0, 0, 0] = 0.5  # linear interpolation; more than half counts
-    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
-    pred = MetaTensor(torch.as_tensor(np.concatenate([saliency, region])), affine=affine)
-    out = SaliencyToMaskd()({"pred": pred, "stem": "p7"})
-    mask, kept = out["pred"], out["saliency"]
-    assert mask.shape == kept.shape == (1, 6, 5, 4)
-    assert (mask.dtype, kept.dtype) == (torch.uint8, torch.float32)
-    assert torch.equal(mask.affine, affine) and torch.equal(kept.affine, affine)
-    assert mask.sum() == 8 and mask[0, 1:3, 1:3, 1:3].all()
-    assert kept[0, 0, 0, 0] == 0 and kept[0, 5, 4, 3] == 7
-    assert mask.meta["filename_or_obj"] == kept.meta["filename_or_obj"] == "p7.nii.gz"
-    assert SaliencyToMaskd(num_components=0)({"pred": pred})["pred"].sum() == 9
-
-
-def test_wrong_thresholds_are_errors():
-    with pytest.raises(ValueError, match="threshold must be 'otsu', 'average_otsu' or a number; got 'otzu'"):
-        SaliencyToMaskd(threshold="otzu")
-    with pytest.raises(ValueError, match="num_components must be >= 0; got -1"):
-        SaliencyToMaskd(num_components=-1)
