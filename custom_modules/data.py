@@ -35,6 +35,7 @@ from custom_modules.layouts import (
     tag_cases,
 )
 from custom_modules.splits import SECTIONS, expand_splits, read_json, read_splits, split_cases
+from custom_modules.writers import whole
 
 logger = logging.getLogger(__name__)
 
@@ -199,13 +200,8 @@ def _write_datalist(path: Path, split: dict[str, list[dict]], root: Path, settin
 
     entries = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
     entries += [f" {json.dumps(name)}: [{','.join(map(line, items))}]" for name, items in split.items()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole(path) as aside:
         aside.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -31,6 +30,7 @@ from custom_modules.metrics import (
     summarise,
     volume_metrics,
 )
+from custom_modules.writers import whole, write_json
 
 CASE_COLUMNS = ("case", "group", "seed", "in_training")
 SLICE_COLUMNS = (*CASE_COLUMNS, "slice", "area", "dice", "iou", "hd95")
@@ -157,26 +157,19 @@ class EvaluationMetrics:
     def _completed(self, engine: Engine) -> None:
         known = None if self.training_cases is None else sum(row["in_training"] for row in self.per_volume)
         summary = summarise(self.per_slice, self.per_volume, **self.context, n_in_training=known)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / "per_slice.csv", _csv(self.per_slice, SLICE_COLUMNS))
-        _write(self.folder / "per_volume.csv", _csv(self.per_volume, VOLUME_COLUMNS))
-        _write(self.folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        for name, rows, columns in (
+            ("per_slice.csv", self.per_slice, SLICE_COLUMNS),
+            ("per_volume.csv", self.per_volume, VOLUME_COLUMNS),
+        ):
+            with whole(self.folder / name) as aside:
+                aside.write_text(_csv(rows, columns), encoding="utf-8")
+        write_json(self.folder / "summary.json", summary)
         if not self.per_volume:
             logger.error("no case was evaluated: the tables in %s are empty.", self.folder)
             return
         if known:
             logger.warning("%d of %d cases were in the checkpoint's training list.", known, len(self.per_volume))
         print(_table(self.per_volume, summary), f"written to {self.folder}", sep="\n", flush=True)
-
-
-def _write(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _csv(rows: Iterable[Row], columns: Sequence[str]) -> str:

@@ -8,7 +8,6 @@ rate and its own gradient clipping. Only images and slice tags are read here, ne
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from custom_modules.diffusion import Diffusion
 from custom_modules.networks import WeakDiffusionNetwork, autocast
+from custom_modules.writers import whole
 
 
 class TagBatch(PrepareBatch):
@@ -169,11 +169,9 @@ class AveragedWeights:
     def __call__(self, engine: Engine) -> None:
         if engine.state.rank > 0:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {k: v.half() if v.is_floating_point() else v for k, v in self.ema.ema_model.state_dict().items()}
-        partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.path)
+        with whole(self.path) as aside:
+            torch.save(state, aside)
         training_list(self.path).write_text("".join(f"{case}\n" for case in self.cases), encoding="utf-8")
 
 

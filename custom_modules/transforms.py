@@ -138,22 +138,6 @@ def body_box(image: torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(mask)[None, :, :, None].expand(image.shape)
 
 
-class BodyMaskd(MapTransform):
-    """Adds `body` (1, H, W, D) uint8, the eroded body region in which maps are thresholded; see `body_mask`."""
-
-    def __init__(self, keys="image", erosion: int = 0, body_key: str = "body") -> None:
-        super().__init__(keys)
-        self.erosion, self.body_key = erosion, body_key
-
-    def __call__(self, data: Mapping[Hashable, object]) -> dict:
-        out = dict(data)
-        for key in self.key_iterator(out):
-            image = out[key]
-            mask = torch.as_tensor(body_mask(np.asarray(image[0]), self.erosion))[None].to(torch.uint8)
-            out[self.body_key] = MetaTensor(mask, meta=image.meta, applied_operations=image.applied_operations)
-        return out
-
-
 class SliceDataset(Dataset):
     """All slices of a set of volumes, decoded once, as uint8 in memory: random access fast enough for any GPU.
 

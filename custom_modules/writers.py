@@ -1,16 +1,37 @@
-"""Writing results so that a file is either whole or absent."""
+"""Writing results so that a file is either whole or absent: a full disk or a kill never leaves half a mask."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from monai.data import NibabelWriter
 
 
+@contextlib.contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """Gives a path beside `path` to write to; when that went well, it is renamed to `path`, and else removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Writes `content` as indented JSON; NaN is an error."""
+    with whole(path) as aside:
+        aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
 class AtomicNibabelWriter(NibabelWriter):
-    """MONAI's NIfTI writer, writing aside and renaming: a full disk or a kill never leaves half a mask.
+    """MONAI's NIfTI writer through `whole`.
 
     A volume of one slice stays a volume; MONAI's writer drops its last axis together with the channel's.
     """
@@ -21,22 +42,5 @@ class AtomicNibabelWriter(NibabelWriter):
             self.data_obj = self.data_obj[..., None]
 
     def write(self, filename, verbose: bool = False, **kwargs) -> None:
-        target = Path(filename)
-        aside = target.with_name(f".partial-{target.name}")
-        try:
+        with whole(filename) as aside:
             super().write(aside, verbose=verbose, **kwargs)
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
-
-
-def write_json(path: str | Path, content: dict) -> None:
-    """Writes `content` as indented JSON, aside first."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".partial-{path.name}")
-    try:
-        aside.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -19,7 +19,6 @@ from scipy import ndimage
 from volumes import save_volume
 
 from custom_modules.transforms import (
-    BodyMaskd,
     CheckVolumed,
     SliceDataset,
     TagVolumed,
@@ -177,15 +176,6 @@ def test_body_box_spans_all_slices_in_plane():
     assert box.shape == (1, 40, 40, 2) and torch.equal(box[..., 0], box[..., 1])
     rows, columns = np.nonzero(box[0, ..., 0].numpy())
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 24, 20, 34)
-
-
-def test_body_stands_beside_the_image_with_its_geometry():
-    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0]))
-    image = MetaTensor(torch.as_tensor(100.0 * disc())[None], affine=affine)
-    out = BodyMaskd(erosion=2)({"image": image})
-    assert out["body"].shape == image.shape and out["body"].dtype == torch.uint8
-    assert torch.equal(out["body"].affine, image.affine) and out["image"] is image
-    assert (out["body"][0].numpy() == body_mask(100.0 * disc(), erosion=2)).all()
 
 
 # ---- slices
