@@ -20,6 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from custom_modules.metrics import slice_metrics
+from custom_modules.report import COLUMNS, draw_slice
 from examples.phantom import head_phantom
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,28 +102,14 @@ def draw(path: Path, image: np.ndarray, lesion: np.ndarray, saliency: np.ndarray
     """Image with the true outline, saliency and mask, for slices spread over the lesion and one without."""
     positive = np.flatnonzero(lesion.any((0, 1)))
     slices = [*positive[np.linspace(0, len(positive) - 1, 6).astype(int)[1:-1]], positive[0] - 3]
-    rows = ("image, true outline", "saliency", "mask, true outline")
-    top = max(float(np.percentile(saliency[..., positive], 99.8)), 1e-6)
-    figure = Figure(figsize=(2.4 * len(slices), 2.6 * len(rows)), layout="tight")
-    axes = figure.subplots(len(rows), len(slices), squeeze=False)
-    inside = np.argwhere(image[..., slices[0]] > 20)
-    (left, upper), (right, lower) = inside.min(0) - 8, inside.max(0) + 8
+    top = float(np.percentile(saliency[..., positive], 99.8))
+    figure = Figure(figsize=(2.4 * len(slices), 2.6 * len(COLUMNS)), layout="tight")
+    axes = figure.subplots(len(COLUMNS), len(slices), squeeze=False)
     for column, k in enumerate(slices):
-        for row, name in enumerate(rows):
-            axis = axes[row, column]
-            axis.imshow(image[..., k].T, cmap="gray", vmin=0, vmax=150)
-            if row == 1:
-                heat = np.clip(saliency[..., k].T / top, 0, 1)
-                axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.75 * heat)
-            if row == 2 and mask[..., k].any():
-                axis.imshow(np.ma.masked_equal(mask[..., k].T, 0), cmap="autumn", vmin=0, vmax=1, alpha=0.5)
-            if row != 1 and lesion[..., k].any():
-                axis.contour(lesion[..., k].T, [0.5], colors="cyan", linewidths=0.8)
-            axis.set(xlim=(left, right), ylim=(lower, upper), xticks=[], yticks=[])
-            if row == 0:
-                axis.set_title(f"slice {k}" if lesion[..., k].any() else f"slice {k}, no lesion", fontsize=9)
-            if column == 0:
-                axis.set_ylabel(name, fontsize=9)
+        draw_slice(list(axes[:, column]), *(v[..., k] for v in (image, lesion, saliency, mask)), top)
+        axes[0, column].set_title(f"slice {k}" if lesion[..., k].any() else f"slice {k}, no lesion", fontsize=9)
+    for axis, name in zip(axes[:, 0], COLUMNS):
+        axis.set_ylabel(name, fontsize=9)
     figure.savefig(path, dpi=130)
 
 
