@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
+from monai.metrics import compute_roc_auc
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
@@ -30,6 +31,7 @@ from custom_modules.metrics import (
     summarise,
     volume_metrics,
 )
+from custom_modules.transforms import slice_tags
 from custom_modules.writers import whole, write_json
 
 CASE_COLUMNS = ("case", "group", "seed", "in_training")
@@ -69,8 +71,9 @@ class EvaluationMetrics:
 
     ``engine.state.output`` is a list of decollated dicts (empty when a case failed): ``pred`` ((1, H, W, D) MetaTensor,
     0/1, on the native grid; its affine gives the spacing), ``label`` (same shape, label values as stored), ``case``,
-    perhaps ``group`` (str) and ``seconds_per_slice`` (s). Writes ``per_slice.csv``, ``per_volume.csv`` and
-    ``summary.json`` into ``<output_dir>/metrics``; an undefined number is ``nan`` in the CSVs.
+    perhaps ``group`` (str), ``seconds_per_slice`` (s), and ``gate_probability`` with ``slice_labels`` (tag volume), which
+    give the classifier's AUC. Writes ``per_slice.csv``, ``per_volume.csv`` and ``summary.json`` into
+    ``<output_dir>/metrics``; an undefined number is ``nan`` in the CSVs.
 
     Args:
         output_dir: folder that receives ``metrics/``.
@@ -105,6 +108,7 @@ class EvaluationMetrics:
         self.training_cases = None if training_cases is None else set(map(str, training_cases))
         self.per_slice: list[dict[str, Any]] = []
         self.per_volume: list[dict[str, Any]] = []
+        self.gate: list[tuple[float, int]] = []
 
     def attach(self, engine: Engine) -> None:
         """Adds the handlers to ``engine``; each run starts with empty tables."""
@@ -113,7 +117,7 @@ class EvaluationMetrics:
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def _started(self, engine: Engine) -> None:
-        self.per_slice, self.per_volume = [], []
+        self.per_slice, self.per_volume, self.gate = [], [], []
 
     def _iteration_completed(self, engine: Engine) -> None:
         for item in engine.state.output or []:
@@ -147,6 +151,8 @@ class EvaluationMetrics:
         case, known = str(item["case"]), self.training_cases
         row = {"case": case, "group": item.get("group"), "seed": self.seed}
         row["in_training"] = None if known is None else int(case in known)
+        if item.get("gate_probability") is not None and item.get("slice_labels") is not None:
+            self.gate += zip(item["gate_probability"], slice_tags(item["slice_labels"].as_tensor()).tolist())
         target = self._target(item)[0]
         slices = slice_metrics(pred[0], target, self.slice_axis, pred.pixdim.tolist(), self.min_area)
         volume = {"n_slices": len(slices), "n_undefined": n_undefined(slices, "hd95")}
@@ -154,9 +160,17 @@ class EvaluationMetrics:
         self.per_slice += [row | values for values in slices]
         self.per_volume.append(row | volume | {"seconds_per_slice": number(item, "seconds_per_slice")})
 
+    def _auc(self) -> float | None:
+        """AUC of the classifier over all slices of all volumes; None where it was not the gate."""
+        if len({tag for _, tag in self.gate}) < 2:
+            return None
+        probabilities, tags = zip(*self.gate)
+        return float(compute_roc_auc(torch.tensor(probabilities), torch.tensor(tags)))
+
     def _completed(self, engine: Engine) -> None:
         known = None if self.training_cases is None else sum(row["in_training"] for row in self.per_volume)
         summary = summarise(self.per_slice, self.per_volume, **self.context, n_in_training=known)
+        summary["classifier_auc"] = self._auc()
         for name, rows, columns in (
             ("per_slice.csv", self.per_slice, SLICE_COLUMNS),
             ("per_volume.csv", self.per_volume, VOLUME_COLUMNS),
@@ -169,6 +183,8 @@ class EvaluationMetrics:
             return
         if known:
             logger.warning("%d of %d cases were in the checkpoint's training list.", known, len(self.per_volume))
+        if summary["classifier_auc"] is not None:
+            logger.info("classifier AUC over %d slices: %.3f", len(self.gate), summary["classifier_auc"])
         print(_table(self.per_volume, summary), f"written to {self.folder}", sep="\n", flush=True)
 
 

@@ -41,7 +41,8 @@ class SaliencyInferer(Inferer):
     tag volume `slice_labels` (B, 1, H', W', D). Returns a MetaTensor (B, 2, H, W, D) float32: the saliency (0 in slices
     not processed) and the region that counts (1 in the eroded body of processed slices, else 0), apart, so that
     bringing both back to the input's grid makes no rim. `facts` then holds, for each volume of the last call,
-    "seconds_per_slice" (the method's own time) and "n_slices" (processed).
+    "seconds_per_slice" (the method's own time), "n_slices" (processed) and, where the classifier is the gate,
+    "gate_probability" (its probability of y1 for each slice).
 
     Raises:
         ValueError: if a setting is out of its range, or tags are asked for and the case has none.
@@ -90,7 +91,8 @@ class SaliencyInferer(Inferer):
         volume = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
         slices = volume.movedim(1 + self.slice_axis, 0)  # (D, 1, H, W)
         body = torch.as_tensor(body_mask(slices[:, 0].movedim(0, -1).cpu().numpy(), self.erosion)).movedim(-1, 0)
-        chosen = self._gate(slices, network, tags) & body.flatten(1).any(dim=1)
+        score = self._gate(slices, network, tags)
+        chosen = (score > (self.gate_threshold if self.gate == "classifier" else 0)) & body.flatten(1).any(dim=1)
         indices = chosen.nonzero().flatten().tolist()
         saliency = torch.zeros(slices.shape, device=volume.device)
         seconds = []
@@ -104,23 +106,25 @@ class SaliencyInferer(Inferer):
         region = (body & chosen[:, None, None])[:, None].to(saliency)
         warm = seconds[self.batch_size :] or seconds  # the first batch warms up
         facts = {"seconds_per_slice": sum(warm) / max(len(warm), 1), "n_slices": len(indices)}
+        if self.gate == "classifier":
+            facts["gate_probability"] = score.tolist()
         return torch.cat([saliency, region], dim=1).movedim(0, 1 + self.slice_axis), facts
 
     def _gate(self, slices: torch.Tensor, network: nn.Module, tags: torch.Tensor | None) -> torch.Tensor:
-        """Which of the slices (D, 1, H, W) are processed, (D,) bool."""
+        """How positive each of the slices (D, 1, H, W) is, (D,) float: the classifier's probability, or 0 and 1."""
         if self.gate == "all":
-            return torch.ones(len(slices), dtype=torch.bool)
+            return torch.ones(len(slices))
         if self.gate == "tags":
             if tags is None:
                 raise ValueError(
                     "gate is 'tags' but the case has no slice_labels; give a datalist with tags, or --gate classifier."
                 )
             tags = tags.as_tensor() if isinstance(tags, MetaTensor) else tags
-            return slice_tags(tags.movedim(1 + self.slice_axis, -1)).bool().cpu()
+            return slice_tags(tags.movedim(1 + self.slice_axis, -1)).float().cpu()
         with torch.no_grad(), autocast(slices.device, self.amp):
             batches = slices.split(4 * self.batch_size)
             logits = [network.classify(b.contiguous(), b.new_zeros(len(b), dtype=torch.long)) for b in batches]
-        return (torch.cat(logits).float().softmax(dim=1)[:, 1] > self.gate_threshold).cpu()
+        return torch.cat(logits).float().softmax(dim=1)[:, 1].cpu()
 
 
 def _clock(device: torch.device) -> float:
