@@ -71,8 +71,8 @@ class EvaluationMetrics:
 
     ``engine.state.output`` is a list of decollated dicts (empty when a case failed): ``pred`` ((1, H, W, D) MetaTensor,
     0/1, on the native grid; its affine gives the spacing), ``label`` (same shape, label values as stored), ``case``,
-    perhaps ``group`` (str), ``seconds_per_slice`` (s), and ``gate_probability`` with ``slice_labels`` (tag volume): they
-    give the classifier's AUC. Writes ``per_slice.csv``, ``per_volume.csv`` and ``summary.json`` into
+    perhaps ``group`` (str), ``seconds_per_slice`` (s), and ``gate_probability`` with ``slice_labels`` (a tag volume),
+    which give the classifier's AUC. Writes ``per_slice.csv``, ``per_volume.csv`` and ``summary.json`` into
     ``<output_dir>/metrics``; an undefined number is ``nan`` in the CSVs.
 
     Args:
