@@ -242,7 +242,7 @@ class ResumableRun:
     """Writes all that a run needs to continue after every epoch, and continues from the newest file it finds.
 
     MONAI's `CheckpointSaver` and `CheckpointLoader` over `save_dict` and the trainer itself (epoch, iteration), in
-    files `checkpoint_epoch=N.pt` of `save_dir`, of which the newest two are kept.
+    files `checkpoint_epoch=N.pt` of `save_dir`, of which each process keeps its newest two.
     """
 
     def __init__(self, save_dir: str, save_dict: Mapping, map_location: torch.device | str = "cpu") -> None:
@@ -254,6 +254,6 @@ class ResumableRun:
         if found:
             CheckpointLoader(str(found[-1]), everything, map_location=self.map_location).attach(engine)
         if engine.state.rank == 0:
-            for superseded in found[:-1]:  # the saver below forgets those of an earlier process
+            for superseded in found[:-2]:  # the saver below does not know those of an earlier process
                 superseded.unlink()
         CheckpointSaver(self.save_dir, everything, file_prefix="", save_interval=1, n_saved=2).attach(engine)

@@ -101,7 +101,7 @@ def test_results_stand_in_the_geometry_of_the_input(name, inferred, odd_volumes)
     assert mask.shape == saliency.shape == image.shape
     assert np.allclose(mask.affine, image.affine, atol=1e-5) and np.allclose(saliency.affine, image.affine, atol=1e-5)
     mask, saliency = np.asarray(mask.dataobj), np.asarray(saliency.dataobj)
-    assert set(np.unique(mask)) == {0, 1} and np.isfinite(saliency).all()
+    assert set(np.unique(mask)) <= {0, 1} and np.isfinite(saliency).all()
     assert (saliency[mask == 1] > 0).all()
 
     report = json.loads((out / name / f"{name}_provenance.json").read_text())
@@ -176,7 +176,7 @@ def test_evaluation_summary_has_the_keys_of_the_contract(evaluated):
     for key in ("dice", "iou", "hd95", "volume_dice"):
         assert {"mean", "std", "std_cases"} <= summary[key].keys()
     assert {"unit", "n_undefined"} <= summary["hd95"].keys()
-    assert summary["settings"]["noise_level"] == 400 and summary["settings"]["gate"] == "tags"
+    assert summary["settings"]["noise_level"] == 150 and summary["settings"]["gate"] == "tags"
 
 
 def test_evaluation_marks_cases_of_the_training(evaluated):
@@ -193,7 +193,7 @@ def test_evaluation_marks_cases_of_the_training(evaluated):
         ("--method=cdn", r"method must be one of \[.*'cdm', 'cg_cdm'.*\]; got 'cdn'"),
         ("--gate=tag", r"gate must be one of \['classifier', 'tags', 'all'\]; got 'tag'"),
         ("--threshold=otzu", "threshold must be 'otsu', 'average_otsu' or a number; got 'otzu'"),
-        ("--num_steps=500", r"num_steps \(R\) must be .*<= noise_level \(Q\); got R=500, Q=400"),
+        ("--num_steps=500", r"num_steps \(R\) must be .*<= noise_level \(Q\); got R=500, Q=150"),
         ("--noise_level=1000", r"noise_level \(Q\) must be .*1\.\.999"),
         ("--tau=1", r"tau must be in \[0, 1\)"),
         ("--ckpt_path=nowhere.pt", r"ckpt_path 'nowhere.pt' does not exist; .*--ckpt_path"),
