@@ -4,9 +4,12 @@
     x_{t-1} = sqrt(abar_{t-1}) x0_hat + sqrt(1 - abar_{t-1}) eps_hat                      Eq. (5), eta = 0
     x0_hat  = (x_t - sqrt(1 - abar_t) eps_hat) / sqrt(abar_t)
 
-The tables are those of MONAI's `DDIMScheduler`; a step t -> t - 1 on whole batches, differentiable and with a step
-size of one, is written out here because the scheduler's own step divides the range into `num_inference_steps` and
-clips x0_hat by default. The tests check one against the other.
+With another index in place of t - 1, Eq. (5) takes several timesteps at once, and with a higher one it encodes: it
+leads from the image to its noise (Song et al. 2021, section 4.3).
+
+The tables are those of MONAI's `DDIMScheduler`; a step on whole batches, differentiable and between any two indices,
+is written out here because the scheduler's own step divides the range into `num_inference_steps` and clips x0_hat by
+default. The tests check one against the other.
 
 Symbols: t in 0..T-1 (T = 1000), abar_t = prod_{s <= t} (1 - beta_s), abar_{-1} = 1, beta linear in 1e-4..0.02.
 References: Song et al. 2021 (DDIM, arXiv 2010.02502); Hu et al. 2023 (arXiv 2306.03878).
@@ -53,8 +56,14 @@ class Diffusion(nn.Module):
         alpha_bar = self.alpha_bar(t, x_0)
         return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
 
-    def ddim_step(self, x_t: torch.Tensor, eps_hat: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x_{t-1} of Eq. (5) with eta = 0 and no clipping, for `x_t` and `eps_hat` (B, C, H, W) at `t` (B,) int."""
-        alpha_bar, alpha_bar_prev = self.alpha_bar(t, x_t), self.alpha_bar(t - 1, x_t)
+    def ddim_step(
+        self, x_t: torch.Tensor, eps_hat: torch.Tensor, t: torch.Tensor, t_next: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x_{t-1} of Eq. (5) with eta = 0 and no clipping, for `x_t` and `eps_hat` (B, C, H, W) at `t` (B,) int.
+
+        Given `t_next` (B,) int, the step leads to x_{t_next} instead, on either side of t; -1 is the clean image.
+        """
+        t_next = t - 1 if t_next is None else t_next
+        alpha_bar, alpha_bar_next = self.alpha_bar(t, x_t), self.alpha_bar(t_next, x_t)
         x_0_hat = (x_t - (1 - alpha_bar).sqrt() * eps_hat) / alpha_bar.sqrt()
-        return alpha_bar_prev.sqrt() * x_0_hat + (1 - alpha_bar_prev).sqrt() * eps_hat
+        return alpha_bar_next.sqrt() * x_0_hat + (1 - alpha_bar_next).sqrt() * eps_hat

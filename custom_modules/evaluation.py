@@ -35,7 +35,7 @@ from custom_modules.transforms import slice_tags
 from custom_modules.writers import whole, write_json
 
 CASE_COLUMNS = ("case", "group", "seed", "in_training")
-SLICE_COLUMNS = (*CASE_COLUMNS, "slice", "area", "dice", "iou", "hd95")
+SLICE_COLUMNS = (*CASE_COLUMNS, "slice", "area", "fraction", "dice", "iou", "hd95")
 VOLUME_COLUMNS = (*CASE_COLUMNS, "n_slices", "dice", "iou", "hd95", "n_undefined", "volume_dice", "seconds_per_slice")
 logger = logging.getLogger(__name__)
 

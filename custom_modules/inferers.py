@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
+from monai.networks.layers import GaussianFilter
 from scipy.ndimage import gaussian_filter1d
 from torch import nn
 from tqdm import tqdm
@@ -32,6 +33,9 @@ class SaliencyInferer(Inferer):
             case's `slice_labels` call positive) or `all`. Slices without body are never processed.
         gate_threshold: probability in [0, 1].
         batch_size: slices a batch.
+        blur: standard deviation, in pixels, of a Gaussian over each slice's map; 0 for none (the paper).
+        intensity_power: the map is multiplied by the slice's intensity in [0, 1] to this power: the map knows where a
+            bright target is, the image knows its border; 0 for the map alone (the paper).
         erosion: pixels taken off the rim of the body, outside of which the map does not count (the scalp competes).
         smoothing: standard deviation, in slices, of a Gaussian over the processed slices; 0 for none.
         slice_axis: axis of the given (H, W, D) array along which the slices run.
@@ -54,6 +58,8 @@ class SaliencyInferer(Inferer):
         gate: str = "classifier",
         gate_threshold: float = 0.5,
         batch_size: int = 16,
+        blur: float = 0.0,
+        intensity_power: float = 0.0,
         erosion: int = 0,
         smoothing: float = 0.0,
         slice_axis: int = 2,
@@ -66,13 +72,15 @@ class SaliencyInferer(Inferer):
             raise ValueError(f"gate_threshold is a probability and must be in [0, 1]; got {gate_threshold}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1; got {batch_size}.")
-        for name, value in (("erosion", erosion), ("smoothing", smoothing)):
+        weights = {"blur": blur, "intensity_power": intensity_power, "erosion": erosion, "smoothing": smoothing}
+        for name, value in weights.items():
             if not value >= 0:
                 raise ValueError(f"{name} must be >= 0; got {value}.")
         if slice_axis not in (0, 1, 2):
             raise ValueError(f"slice_axis must be 0, 1 or 2; got {slice_axis}.")
         self.method, self.gate, self.gate_threshold = method, gate, gate_threshold
-        self.batch_size, self.erosion, self.smoothing = batch_size, erosion, smoothing
+        self.batch_size, self.blur, self.intensity_power = batch_size, blur, intensity_power
+        self.erosion, self.smoothing = erosion, smoothing
         self.slice_axis, self.amp = slice_axis, amp
         self.facts: list[dict] = []
 
@@ -100,8 +108,9 @@ class SaliencyInferer(Inferer):
             batch = indices[first : first + self.batch_size]
             x_0 = slices[batch].contiguous()
             start = _clock(volume.device)
-            saliency[batch] = self.method(x_0, network, batch)
+            a = self.method(x_0, network, batch)
             seconds += [(_clock(volume.device) - start) / len(batch)] * len(batch)
+            saliency[batch] = self._weigh(a, x_0)
         saliency = smooth_along(saliency, chosen, self.smoothing)
         region = (body & chosen[:, None, None])[:, None].to(saliency)
         warm = seconds[self.batch_size :] or seconds  # the first batch warms up
@@ -109,6 +118,12 @@ class SaliencyInferer(Inferer):
         if self.gate == "classifier":
             facts["gate_probability"] = score.tolist()
         return torch.cat([saliency, region], dim=1).movedim(0, 1 + self.slice_axis), facts
+
+    def _weigh(self, a: torch.Tensor, x_0: torch.Tensor) -> torch.Tensor:
+        """The maps `a` (B, 1, H, W), blurred and multiplied by the intensities of `x_0` (B, 1, H, W) in [-1, 1]."""
+        if self.blur:
+            a = GaussianFilter(2, self.blur).to(a.device)(a)
+        return a * ((x_0 + 1) / 2).clamp(min=0) ** self.intensity_power
 
     def _gate(self, slices: torch.Tensor, network: nn.Module, tags: torch.Tensor | None) -> torch.Tensor:
         """How positive each of the slices (D, 1, H, W) is, (D,) float: the classifier's probability, or 0 and 1."""

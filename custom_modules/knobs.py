@@ -37,11 +37,12 @@ def check_knobs(argv: Sequence[str] | None = None) -> None:
     files = given.pop("config_file").strip("[]").replace("'", "").replace('"', "").split(",")
     config = ConfigParser.load_config_files([f.strip() for f in files])
     for name in given:
-        if name not in RUN_ARGUMENTS:
-            _find(name, config)
+        if name not in RUN_ARGUMENTS and (problem := find_knob(name, config)):
+            raise ValueError(problem)
 
 
-def _find(name: str, config: Mapping) -> None:
+def find_knob(name: str, config: Mapping) -> str | None:
+    """None where `config` has the id `name` (a, a#b or a::b), else what is wrong, with the closest ids."""
     node, parts = config, name.replace("#", ID_SEP_KEY).split(ID_SEP_KEY)
     for part in parts:
         if isinstance(node, Sequence) and not isinstance(node, str) and part.isdigit() and int(part) < len(node):
@@ -49,12 +50,13 @@ def _find(name: str, config: Mapping) -> None:
         elif isinstance(node, Mapping) and part in node:
             node = node[part]
         elif isinstance(node, Mapping) and "_target_" in node and part == parts[-1]:
-            return  # an argument that the config leaves at its default
+            return None  # an argument that the config leaves at its default
         else:
             known = [key for key in node if not key.startswith("_")] if isinstance(node, Mapping) else []
             close = difflib.get_close_matches(part, known, n=3) or sorted(known)
             hint = f"; did you mean one of {close}?" if close else "."
-            raise ValueError(f"--{name}: there is no knob {part!r}{hint}")
+            return f"--{name}: there is no knob {part!r}{hint}"
+    return None
 
 
 def choose(options: Mapping, name: str, knob: str):
@@ -66,3 +68,8 @@ def choose(options: Mapping, name: str, knob: str):
     if name not in options:
         raise ValueError(f"{knob} must be one of {sorted(options)}; got {name!r}.")
     return options[name]
+
+
+def own_settings(method: str, settings: Mapping[str, Mapping]) -> dict:
+    """The settings of one method, {knob: value}, from a table {knob: {method: value, "others": value}}."""
+    return {knob: values.get(method, values["others"]) for knob, values in settings.items()}

@@ -68,7 +68,8 @@ def slice_metrics(
         min_area: slices with a smaller target are left out; pixels, or in (0, 1) a fraction of the slice.
 
     Returns:
-        One dict per positive slice, in order: ``slice``, ``area`` (target, px), ``dice`` and ``iou`` (in [0, 1]; 0 for
+        One dict per positive slice, in order: ``slice``, ``area`` (target, px), ``fraction`` (target, of the slice),
+        ``dice`` and ``iou`` (in [0, 1]; 0 for
         an empty prediction), ``hd95`` (mm; NaN for an empty prediction).
 
     Raises:
@@ -80,7 +81,8 @@ def slice_metrics(
     pred, label = (mask.movedim(slice_axis, 0)[:, None] for mask in _binary(pred, label))  # (D, 1, H, W)
 
     areas = label.sum((1, 2, 3)).tolist()
-    unit = label[0].numel() if min_area < 1 else 1  # area / unit, since 0.07 * 100 > 7 in floating point
+    size = label[0].numel()
+    unit = size if min_area < 1 else 1  # area / unit, since 0.07 * 100 > 7 in floating point
     indices = [i for i, area in enumerate(areas) if area > 0 and area / unit >= min_area]
     if not indices:
         return []
@@ -92,7 +94,10 @@ def slice_metrics(
         distance = compute_hausdorff_distance(pred[found], label[found], True, percentile=95, spacing=in_plane)
         hd95[found] = distance.flatten()
     values = zip(indices, dice.tolist(), iou.tolist(), hd95.tolist())
-    return [{"slice": i, "area": areas[i], "dice": d, "iou": j, "hd95": h} for i, d, j, h in values]
+    return [
+        {"slice": i, "area": areas[i], "fraction": areas[i] / size, "dice": d, "iou": j, "hd95": h}
+        for i, d, j, h in values
+    ]
 
 
 def volume_metrics(pred: NdarrayOrTensor, label: NdarrayOrTensor) -> dict[str, float]:

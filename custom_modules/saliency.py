@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.networks.layers import GaussianFilter
 from torch import nn
 
 from custom_modules.diffusion import Diffusion
@@ -53,9 +52,6 @@ class DiffusionSaliency:
         tau: share of y1 in the second condition, in [0, 1).
         guidance_scale: s; 0 leaves the classifier out (CDM).
         derivative: how the derivative is taken; `finite_difference` as in the paper.
-        blur: standard deviation, in pixels, of a Gaussian over the averaged map; 0 for none (the paper).
-        intensity_power: the map is multiplied by the slice's intensity in [0, 1] to this power: the map knows where a
-            bright target is, the image knows its border; 0 for the map alone (the paper).
         seed: of the noise.
 
     Runs in float32: in bf16 the finite difference at tau = 0.95 loses most of its digits.
@@ -73,8 +69,6 @@ class DiffusionSaliency:
         tau: float = 0.95,
         guidance_scale: float = 0.0,
         derivative: str = "finite_difference",
-        blur: float = 0.0,
-        intensity_power: float = 0.0,
         seed: int = 0,
     ) -> None:
         levels = list(noise_level) if isinstance(noise_level, Sequence) else [noise_level]
@@ -91,14 +85,10 @@ class DiffusionSaliency:
             raise ValueError(f"tau must be in [0, 1): at 1 the two conditions are the same; got {tau}.")
         if not guidance_scale >= 0:
             raise ValueError(f"guidance_scale (s) must be >= 0; got {guidance_scale}.")
-        for name, value in (("blur", blur), ("intensity_power", intensity_power)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be >= 0; got {value}.")
         if derivative != "finite_difference":
             raise ValueError(f"derivative must be one of ['finite_difference']; got {derivative!r}.")
         self.diffusion, self.levels, self.num_steps, self.num_draws = diffusion, levels, num_steps, num_draws
         self.tau, self.guidance_scale, self.seed = tau, guidance_scale, seed
-        self.blur, self.intensity_power = blur, intensity_power
 
     def __call__(self, x_0: torch.Tensor, network: nn.Module, slices: Sequence[int]) -> torch.Tensor:
         """Saliency (B, 1, H, W) float32, signed, of `x_0` (B, 1, H, W) in [-1, 1]; `slices` seed the noise."""
@@ -109,10 +99,7 @@ class DiffusionSaliency:
                 for noise_level in self.levels
                 for draw in range(self.num_draws)
             ]
-            a = torch.stack(maps).mean(dim=0)
-            if self.blur:
-                a = GaussianFilter(2, self.blur).to(a.device)(a)
-            return a * ((x_0 + 1) / 2).clamp(min=0) ** self.intensity_power
+            return torch.stack(maps).mean(dim=0)
 
     def _one_map(self, x_0: torch.Tensor, network: nn.Module, noise_level: int, eps: torch.Tensor) -> torch.Tensor:
         batch = len(x_0)

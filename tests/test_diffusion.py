@@ -45,6 +45,25 @@ def test_step_equals_monais(diffusion, scheduler, t):
     torch.testing.assert_close(diffusion.ddim_step(x_t, eps_hat, torch.tensor([t, t])), expected)
 
 
+@pytest.mark.parametrize("k", [1, 10])
+@pytest.mark.parametrize("t", [0, 4, 400, 989])
+def test_steps_of_several_timesteps_down_and_up_equal_monais(diffusion, scheduler, t, k):
+    scheduler.set_timesteps(1000 // k)  # MONAI's steps are T // num_inference_steps = k long
+    x_t, eps_hat, ts = randn(2, 1, 4, 4) * 3, randn(2, 1, 4, 4, seed=1), torch.tensor([t, t])
+    down, _ = scheduler.step(eps_hat, t, x_t, eta=0.0)  # below index 0 it takes abar = 1, as our index -1
+    torch.testing.assert_close(diffusion.ddim_step(x_t, eps_hat, ts, (ts - k).clamp(min=-1)), down)
+    up, _ = scheduler.reversed_step(eps_hat, t, x_t)
+    torch.testing.assert_close(diffusion.ddim_step(x_t, eps_hat, ts, ts + k), up)
+
+
+def test_a_step_up_from_the_clean_image_is_noising(diffusion):
+    """At t = -1, x0_hat is the image itself and Eq. (5) becomes Eq. (2). MONAI's reversed_step(-1) would read the last
+    entry of its table, so it is no reference here."""
+    x_0, eps, t = randn(3, 1, 4, 4), randn(3, 1, 4, 4, seed=1), torch.tensor([0, 400, 999])
+    encoded = diffusion.ddim_step(x_0, eps, torch.full((3,), -1), t)
+    torch.testing.assert_close(encoded, diffusion.add_noise(x_0, eps, t))
+
+
 def test_a_batch_may_mix_timesteps(diffusion):
     x_t, eps_hat, t = randn(3, 1, 4, 4), randn(3, 1, 4, 4, seed=1), torch.tensor([0, 7, 400])
     together = diffusion.ddim_step(x_t, eps_hat, t)

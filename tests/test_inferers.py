@@ -262,3 +262,35 @@ def test_gate_tags_refuses_tags_along_another_axis():
     tags = tag_volume([0, 1] * 8, axis=0)[..., :DEPTH]  # 16 tags along the first axis
     with pytest.raises(ValueError, match="slice_labels run along another axis.*slice_axis"):
         inferer(gate="tags")(ball(), nn.Identity(), tags)
+
+
+# ---- blur and intensity
+
+
+def test_the_map_is_multiplied_by_the_intensity():
+    volume = ball()
+    ones = inferer(lambda x, network, slices: torch.ones_like(x), intensity_power=2.0)(volume, None)
+    assert torch.allclose(ones[:, :1], ((volume + 1) / 2) ** 2, atol=1e-6)
+    alone = inferer(lambda x, network, slices: -torch.ones_like(x))(volume, None)
+    assert torch.equal(alone[:, :1].as_tensor(), -torch.ones_like(volume))  # 0: the map as it is, signs included
+
+
+def test_the_map_is_blurred_in_the_slice_and_before_the_intensity():
+    volume = ball()
+
+    def point(x: torch.Tensor, network: nn.Module, slices: list[int]) -> torch.Tensor:
+        a = torch.zeros_like(x)
+        a[:, :, 8, 8] = torch.tensor(slices).float()[:, None] + 1  # another height in every slice
+        return a
+
+    blurred = inferer(point, blur=2.0)(volume, None)[0, 0]
+    expected = ndimage.gaussian_filter(inferer(point)(volume, None)[0, 0].numpy(), (2, 2, 0), truncate=4)
+    assert np.allclose(blurred, expected, atol=5e-3) and blurred[8, 9, 4] > 0.1  # of a peak of 0.2
+    both = inferer(point, blur=2.0, intensity_power=1.0)(volume, None)[0, 0]
+    assert torch.allclose(both, blurred * (volume[0, 0] + 1) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("setting", ["blur", "intensity_power"])
+def test_negative_weights_are_refused(setting):
+    with pytest.raises(ValueError, match=f"{setting} must be >= 0; got -1"):
+        inferer(**{setting: -1})

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from custom_modules.knobs import check_knobs, choose
+from custom_modules.knobs import check_knobs, choose, find_knob, own_settings
 
 PROGRAM = "/somewhere/.venv/lib/python3.11/site-packages/monai/bundle/__main__.py"  # `python -m monai.bundle`
 TRAIN = """
@@ -129,3 +129,16 @@ def test_choose_takes_the_option_or_names_all():
     assert choose(options, "cg_cdm", "method") is None
     with pytest.raises(ValueError, match=r"method must be one of \['cdm', 'cg_cdm'\]; got 'cmd'"):
         choose(options, "cmd", "method")
+
+
+def test_own_settings_are_the_methods_or_the_others():
+    table = {"blur": {"others": 2.0, "b": 0.0}, "erosion": {"others": 3}}
+    assert own_settings("a", table) == {"blur": 2.0, "erosion": 3}
+    assert own_settings("b", table) == {"blur": 0.0, "erosion": 3}
+
+
+def test_find_knob_says_what_is_wrong():
+    config = {"noise_level": 150, "network_def": {"_target_": "X", "channels": [8]}}
+    assert find_knob("noise_level", config) is None and find_knob("network_def#channels#0", config) is None
+    assert find_knob("network_def#attention", config) is None  # an argument at its default
+    assert "did you mean one of ['noise_level']" in find_knob("noise_levle", config)
