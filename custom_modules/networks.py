@@ -134,6 +134,7 @@ class NoisyImageClassifier(nn.Module):
             upcast_attention=False,
         )
         self.norm = nn.GroupNorm(norm_num_groups, channels[-1])
+        self.activation = nn.SiLU()  # a module, so that class activation maps can name it
         self.head = nn.Linear(channels[-1], NUM_CLASSES)
 
     def features(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -142,7 +143,7 @@ class NoisyImageClassifier(nn.Module):
         h = self.conv_in(nn.functional.pixel_unshuffle(x, self.patch_size))
         for block in self.down_blocks:
             h, _ = block(hidden_states=h, temb=emb)
-        return nn.functional.silu(self.norm(self.middle_block(hidden_states=h, temb=emb)))
+        return self.activation(self.norm(self.middle_block(hidden_states=h, temb=emb)))
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(x, timesteps).mean(dim=(2, 3)))
@@ -198,8 +199,12 @@ class WeakDiffusionNetwork(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
 
-def load_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
+def load_weights(
+    network: nn.Module, path: str | Path | None, knob: str = "ckpt_path", remedy: str = "train first"
+) -> nn.Module:
     """Loads a flat state dict (`model.pt`) into `network` and returns it; with None the network stays as it is.
+
+    Errors name the `knob` that set `path`, and a `remedy` for a file that is not there.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -208,10 +213,10 @@ def load_weights(network: nn.Module, path: str | Path | None) -> nn.Module:
     if path is None:
         return network
     if not Path(path).is_file():
-        raise FileNotFoundError(f"ckpt_path {str(path)!r} does not exist; train first, or give --ckpt_path FILE.")
+        raise FileNotFoundError(f"{knob} {str(path)!r} does not exist; {remedy}, or give --{knob} FILE.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"ckpt_path {str(path)!r} does not hold weights of this network_def: {error}") from error
+        raise ValueError(f"{knob} {str(path)!r} does not hold weights of this network_def: {error}") from error
     return network

@@ -1,23 +1,19 @@
-"""Transforms this product adds to MONAI's: volume checks, tags that travel with the volume, the body region, slices.
+"""Transforms this product adds to MONAI's: volume checks, tags that travel with the volume, the body region, masks.
 
 A volume passes (1, H, W, D); after `Orientationd` the slices run along the last axis, whatever the order on disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Hashable, Mapping
 
 import nibabel as nib
 import numpy as np
 import torch
-from monai.data import MetaTensor, PersistentDataset
-from monai.data.utils import pickle_hashing
-from monai.transforms import Compose, KeepLargestConnectedComponent, MapTransform, Transform
+from monai.data import MetaTensor
+from monai.transforms import KeepLargestConnectedComponent, MapTransform
 from scipy import ndimage
 from skimage.filters import threshold_otsu
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 
 class CheckVolumed(MapTransform):
@@ -136,79 +132,6 @@ def body_box(image: torch.Tensor) -> torch.Tensor:
     """`select_fn` of `CropForegroundd`: the body's in-plane bounding box over all slices, as a mask like `image`."""
     mask = body_mask(np.asarray(image[0])).any(axis=2)
     return torch.as_tensor(mask)[None, :, :, None].expand(image.shape)
-
-
-class SliceDataset(Dataset):
-    """All slices of a set of volumes, decoded once, as uint8 in memory: random access fast enough for any GPU.
-
-    Every volume is read and prepared once by `preprocessing` (deterministic; gives `image` (1, H, W, D) in [-1, 1] and
-    a tag volume `slice_labels`), and kept in `cache_dir` for the next run under a key of the case's entry and of every
-    setting of `preprocessing`; a file that changes under the same name is not noticed. Slices without any tissue are
-    left out.
-
-    Args:
-        cases: datalist entries with `image` and `slice_labels`; a mask is never read.
-        preprocessing: MONAI transforms of one case.
-        augmentation: random MONAI transforms of one slice, keys `image`.
-        cache_dir: folder of the prepared volumes; None to prepare them anew each run.
-        num_workers: processes that prepare volumes.
-
-    Items: {"image": (1, H, W) float32 in [-1, 1], "tag": int}.
-    """
-
-    def __init__(
-        self,
-        cases: Sequence[Mapping],
-        preprocessing: Compose,
-        augmentation: Compose | None = None,
-        cache_dir: str | None = None,
-        num_workers: int = 0,
-    ) -> None:
-        # Flat, because PersistentDataset takes a nested Compose for random and would cache nothing; a copy, because a
-        # reader remembers the file it read last, which would enter the key of the next data set.
-        prepare = deepcopy(Compose([preprocessing, PackSlices()]).flatten())
-        volumes = PersistentDataset([dict(c) for c in cases], prepare, cache_dir, hash_transform=pickle_hashing)
-        loader = DataLoader(volumes, batch_size=None, num_workers=num_workers)
-        packed = list(tqdm(loader, desc="preparing volumes", unit="volume", disable=len(cases) < 2))
-        self.images = torch.cat([images for images, _ in packed]) if packed else torch.empty(0)  # (N, 1, H, W) uint8
-        self.tags = torch.cat([tags for _, tags in packed]).long() if packed else torch.empty(0)  # (N,)
-        self.augmentation = augmentation
-
-    @property
-    def balanced_weights(self) -> list[float]:
-        """Sampling weights (N,) with which positive and negative slices are drawn equally often.
-
-        Raises:
-            ValueError: if one of the two tags never occurs.
-        """
-        counts = torch.bincount(self.tags, minlength=2)
-        if not counts.all():
-            raise ValueError(
-                f"training needs slices of both tags; got {counts[1]} positive and {counts[0]} negative slices."
-            )
-        return (1.0 / counts.double())[self.tags].tolist()
-
-    def __len__(self) -> int:
-        return len(self.tags)
-
-    def __getitem__(self, index: int) -> dict:
-        item = {"image": self.images[index].float() / 127.5 - 1, "tag": self.tags[index]}
-        return item if self.augmentation is None else self.augmentation(item)
-
-    def set_random_state(self, seed: int) -> None:
-        if self.augmentation is not None:
-            self.augmentation.set_random_state(seed=seed)
-
-
-class PackSlices(Transform):
-    """One prepared case -> its slices with tissue (n, 1, H, W) uint8 and their tags (n,) uint8."""
-
-    def __call__(self, data: Mapping) -> tuple[torch.Tensor, torch.Tensor]:
-        image, tags = data["image"].as_tensor(), slice_tags(data["slice_labels"].as_tensor())
-        slices = image.movedim(-1, 0)
-        tissue = (slices > -0.9).flatten(1).float().mean(dim=1) > 0.02
-        packed = ((slices[tissue] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return packed.contiguous(), tags[tissue].clone()
 
 
 class SaliencyToMaskd(MapTransform):

@@ -57,7 +57,7 @@ def monai_bundle_process(*arguments, cwd: Path = REPO) -> subprocess.CompletedPr
     command = [sys.executable, "-m", "monai.bundle", *map(str, arguments)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.run(command, cwd=cwd, env=environment, text=True, timeout=300, **streams)
+    return subprocess.run(command, cwd=cwd, env=environment, encoding="utf-8", timeout=300, **streams)
 
 
 class Kill:

@@ -7,11 +7,13 @@ run in this one (`conftest.monai_bundle`). Then what the two bundles' files say,
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
 import json
 import pydoc
 import re
 import traceback
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -24,6 +26,7 @@ from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow, verify_
 import custom_modules
 from custom_modules.diffusion import Diffusion
 
+each_bundle = pytest.mark.parametrize("bundle", BUNDLES)
 FAST = ["--num_steps=2", "--gate=all"]  # a network of two epochs finds nothing, so no gate
 
 
@@ -184,6 +187,68 @@ def test_evaluation_marks_cases_of_the_training(evaluated):
     assert {row["case"]: row["in_training"] for row in volumes} == {"p0": "1", "p1": "1", "p3": "0"}
 
 
+# ---- methods
+
+METHODS = ("cdm", "cg_cdm", "cg_diff", "gradcam", "gradcam_pp", "scorecam", "layercam", "supervised", "intensity")
+
+
+@pytest.fixture(scope="module")
+def random_weights(tmp_path_factory) -> SimpleNamespace:
+    """Random weights for `network_def` (TINY) and `supervised_def`: those of two epochs hardly know the condition."""
+    parser = ConfigParser(load("brats_flair", "inference"))
+    tiny = (knob.removeprefix("--").split("=") for knob in TINY if knob.startswith("--network_def"))
+    parser.update({knob: json.loads(value) for knob, value in tiny})
+    folder, generator = tmp_path_factory.mktemp("random"), torch.Generator().manual_seed(0)
+    for name in ("network_def", "supervised_def"):
+        weights = parser.get_parsed_content(name).state_dict()
+        torch.save({k: torch.randn(v.shape, generator=generator) * 0.2 for k, v in weights.items()}, folder / name)
+    return SimpleNamespace(weights=folder / "network_def", supervised=folder / "supervised_def")
+
+
+@each_bundle
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_infers_and_is_evaluated(bundle, method, dataset, random_weights, tmp_path):
+    command = inference(bundle, dataset, tmp_path, random_weights, f"--method={method}", "--section=test")
+    command += ["--num_draws=1", "--gate=tags", "--noise_level=20", "--target_labels=[]"]
+    command += [f"--supervised_ckpt_path={random_weights.supervised}"]
+    monai_bundle(*command)
+    saliency = tmp_path / "p3_flair" / "p3_flair_saliency.nii.gz"
+    first = nib.load(saliency).get_fdata()
+    assert first.shape == head()[0].shape and first[..., np.array(TAGS) == 1].any()
+    command[2] = f"['{config(bundle, 'inference')}','{config(bundle, 'evaluate')}']"
+    monai_bundle(*command)
+    assert np.array_equal(nib.load(saliency).get_fdata(), first)
+    summary = json.loads((tmp_path / "metrics" / "summary.json").read_text())
+    assert (summary["method"], summary["n_slices"], summary["settings"]["method"]) == (method, sum(TAGS), method)
+    provenance = json.loads((tmp_path / "p3_flair" / "p3_flair_provenance.json").read_text())
+    weights = random_weights.supervised if method == "supervised" else random_weights.weights
+    assert provenance["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def test_methods_differ(dataset, random_weights, tmp_path):
+    maps = {}
+    for method in METHODS:
+        command = inference("brats_flair", dataset, tmp_path / method, random_weights, f"--method={method}")
+        more = ["--section=test", "--num_draws=1", "--noise_level=20", "--guidance_scale=100"]
+        monai_bundle(*command, *more, f"--supervised_ckpt_path={random_weights.supervised}")
+        maps[method] = nib.load(tmp_path / method / "p3_flair" / "p3_flair_saliency.nii.gz").get_fdata()
+    for one, other in itertools.combinations(METHODS, 2):
+        assert not np.allclose(maps[one], maps[other], rtol=1e-3), (one, other)
+
+
+@each_bundle
+def test_a_method_has_its_own_defaults_and_a_given_knob_wins(bundle):
+    parser = ConfigParser(load(bundle, "inference"))
+    parser.update({"method": "cg_diff"})
+    assert parser.get_parsed_content("guidance_scale") == 100
+    parser = ConfigParser(load(bundle, "inference"))
+    parser.update({"method": "cg_diff", "guidance_scale": 7})
+    assert parser.get_parsed_content("settings")["guidance_scale"] == 7
+    assert set(METHODS) == set(load(bundle, "inference")["methods"])
+    known = {method for row in load(bundle, "inference")["own"]["settings"].values() for method in row}
+    assert known <= {*METHODS, "others"}
+
+
 # ---- errors of the user
 
 
@@ -228,15 +293,17 @@ TASK_KNOBS = {  # what the two tasks may set differently; all else is the same l
     "train": {"target_labels", "min_area", "image_size", "max_epochs", "timestep_range"},
     "inference": {
         *("target_labels", "min_area", "image_size", "noise_level", "num_steps", "num_draws", "guidance_scale", "blur"),
-        *("gate_threshold", "erosion", "smoothing", "threshold", "num_components"),
+        *("gate_threshold", "intensity_power", "erosion", "smoothing", "threshold", "num_components", "target_layer"),
     },
+    "train_supervised": {"max_epochs"},
+    "benchmark": {"min_areas"},
+    "ablation": {"base"},
 }
 TASK_TEXTS = {"name", "changelog", "task", "description", "data_source", "image_classes", "label_classes"}
 TASK_TEXTS |= {"pred_classes", "eval_metrics", "references"}
 PLACE_KNOBS = {"bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_path", "device", "amp", "seed"}
 DATA_KNOBS = {"batch_size", "image_size", "slice_axis", "target_labels", "min_area"}
 METHOD_KNOBS = {"method", "noise_level", "num_steps", "num_draws", "tau", "derivative", "guidance_scale", "threshold"}
-each_bundle = pytest.mark.parametrize("bundle", BUNDLES)
 
 
 def load(bundle: str, name: str) -> dict:
@@ -265,7 +332,7 @@ def test_the_bundles_differ_only_where_the_tasks_do(name):
     texts = []
     for bundle in BUNDLES:
         lines = (REPO / config(bundle, name)).read_text().replace(bundle, "BUNDLE").splitlines()
-        knobs = [line.partition(":")[0] for line in lines]
+        knobs = [line.partition(":")[0].strip() for line in lines]
         allowed = TASK_KNOBS.get(name, set())
         texts.append([f"{k}: ..." if k in allowed else line for k, line in zip(knobs, lines, strict=True)])
     assert texts[0] == texts[1]
@@ -288,6 +355,7 @@ def test_training_and_inference_agree(bundle):
     train, inference = load(bundle, "train"), load(bundle, "inference")
     for key in ("preprocessing", "network_def", "diffusion", "network"):
         assert train[key] == inference[key], key
+    assert load(bundle, "train_supervised")["network_def"] == inference["supervised_def"]
     own = {"output_dir", "ckpt_path", "datalist"}  # where a stage reads and writes is its own
     shared = (PLACE_KNOBS | DATA_KNOBS | {"orientation"}) - own - {"batch_size"}
     assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}

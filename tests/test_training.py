@@ -15,6 +15,7 @@ from tiny_network import tiny_network
 
 from custom_modules.diffusion import Diffusion
 from custom_modules.networks import load_weights
+from custom_modules.slices import SliceDataset
 from custom_modules.training import (
     AveragedWeights,
     ClipGradients,
@@ -29,7 +30,6 @@ from custom_modules.training import (
     training_cases,
     training_list,
 )
-from custom_modules.transforms import SliceDataset
 
 
 def batch(size=6, seed=0):
@@ -204,7 +204,7 @@ class Slices(SliceDataset):
     def __init__(self):
         generator = torch.Generator().manual_seed(5)
         self.images = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=generator)
-        self.tags = torch.arange(12) % 3 % 2
+        self.tags, self.labels = torch.arange(12) % 3 % 2, None
         self.augmentation = Compose([RandFlipd(keys="image", prob=0.5, spatial_axis=0)])
 
 

@@ -1,0 +1,107 @@
+"""The upper bound: a 2D U-Net that is trained on masks.
+
+THIS IS THE ONLY TRAINING THAT READS MASKS. It is no weakly supervised method: it says how well the same slices, at the
+same size and with the same augmentation, can be segmented when every pixel is labelled, so that the label-only methods
+have a ceiling to be compared with. `train_supervised.yaml` puts it together over `train.yaml`; its weights
+(`supervised.pt`) are apart from the label-only `model.pt`, which never depends on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.engines.utils import PrepareBatch
+from monai.transforms import MapTransform, ResampleToMatch
+from torch import nn
+
+from custom_modules.layouts import load_label, read_geometry
+from custom_modules.networks import autocast, load_weights
+
+
+class LoadMaskd(MapTransform):
+    """READS A MASK, for the supervised training only: adds it to a prepared case, on the grid of its prepared image.
+
+    The label values of `label_file` (NIfTI, or a folder of PNGs) become 1 where they are among `target_labels` (empty:
+    above 0), else 0, and follow the image by nearest neighbour through whatever its preprocessing did: orientation,
+    crop and resizing are in its affine.
+
+    Expects `image` (1, H, W, D) MetaTensor and the entries `image_file`, `label_file` and, where the file is 4D,
+    `channel`; adds `label`, the same shape, float32.
+
+    Raises:
+        ValueError: if the label's shape differs from the stored image's.
+    """
+
+    def __init__(
+        self, keys: str = "label", image_key: str = "image", target_labels: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(keys)
+        self.image_key, self.target_labels = image_key, list(target_labels or [])
+        self.onto_image = ResampleToMatch(mode="nearest", padding_mode="zeros")
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        out = dict(data)
+        shape, affine = read_geometry(out["image_file"], out.get("channel"))
+        for key in self.keys:
+            label = load_label(out[f"{key}_file"], out["image_file"])
+            if label.shape != shape:
+                raise ValueError(f"the label's shape {label.shape} differs from the image's {shape}: {out['case']!r}.")
+            target = np.isin(label, self.target_labels) if self.target_labels else label > 0
+            mask = MetaTensor(torch.as_tensor(target[None], dtype=torch.float32), affine=torch.as_tensor(affine))
+            out[key] = self.onto_image(mask, out[self.image_key])
+        return out
+
+
+class MaskBatch(PrepareBatch):
+    """Batch of `SliceDataset` with masks -> x_0 and mask, each (B, 1, H, W) float32, on the engine's device."""
+
+    def __call__(self, batchdata: Mapping, device=None, non_blocking: bool = False, **kwargs):
+        return tuple(
+            batchdata[key].to(device=device, non_blocking=non_blocking, dtype=torch.float32)
+            for key in ("image", "label")
+        )
+
+
+class SegmentationStep(nn.Module):
+    """`network` under mixed precision: MONAI's engines open it on CUDA only.
+
+    Forward: `x_0` (B, 1, H, W) float32 in [-1, 1]; returns logits of the target (B, 1, H, W) float32.
+    """
+
+    def __init__(self, network: nn.Module, amp: bool = True) -> None:
+        super().__init__()
+        self.network, self.amp = network.to(memory_format=torch.channels_last), amp
+
+    def forward(self, x_0: torch.Tensor) -> torch.Tensor:
+        with autocast(x_0.device, self.amp):
+            logits = self.network(x_0)
+        return logits.float()
+
+
+class SupervisedSegmentation:
+    """The upper bound as a saliency method: the probability of a U-Net that was TRAINED ON MASKS.
+
+    Args:
+        network: the U-Net, one channel in and one out.
+        path: its weights, as `train_supervised.yaml` writes them.
+        amp: bf16 where the hardware has it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds other weights.
+    """
+
+    def __init__(self, network: nn.Module, path: str | Path, amp: bool = True) -> None:
+        remedy = "train it with masks (configs/train_supervised.yaml over train.yaml)"
+        load_weights(network, path, knob="supervised_ckpt_path", remedy=remedy)
+        self.step = SegmentationStep(network, amp).eval()
+
+    @torch.no_grad()
+    def __call__(self, x_0: torch.Tensor, network: nn.Module, slices: Sequence[int]) -> torch.Tensor:
+        """Probability of the target, (B, 1, H, W) float32 in [0, 1], for `x_0` (B, 1, H, W) float32 in [-1, 1]; the
+        label-only `network` and the slices' numbers play no part."""
+        return self.step.to(x_0.device)(x_0).sigmoid()

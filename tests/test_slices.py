@@ -1,0 +1,118 @@
+"""Slices in memory: decoded once, cached, drawn in balance, and a mask only where the preprocessing adds one."""
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    EnsureTyped,
+    LoadImaged,
+    RandFlipd,
+    Resized,
+    ScaleIntensityRanged,
+)
+from volumes import save_volume
+
+from custom_modules.slices import SliceDataset
+from custom_modules.transforms import TagVolumed
+
+
+class CountingLoad(LoadImaged):
+    """`LoadImaged` that counts."""
+
+    loaded = 0
+
+    def __call__(self, data):
+        type(self).loaded += 1
+        return super().__call__(data)
+
+
+def preprocessing(size=8):
+    return Compose(
+        [
+            CountingLoad(keys="image"),
+            EnsureChannelFirstd(keys="image"),
+            EnsureTyped(keys="image", dtype=torch.float32),
+            TagVolumed(),
+            Resized(keys="image", spatial_size=[size, size, -1], mode="nearest"),
+            ScaleIntensityRanged(keys="image", a_min=0, a_max=100, b_min=-1, b_max=1, clip=True),
+        ]
+    )
+
+
+@pytest.fixture
+def cases(tmp_path):
+    """Two volumes (8, 8, 4) whose slice k is k * 10 everywhere, so slice 0 has no tissue; 3 of 8 tags are positive."""
+    CountingLoad.loaded = 0
+    array = np.broadcast_to(np.arange(4, dtype=np.int16) * 10, (8, 8, 4))
+    items = []
+    for name, tags in (("a", [1, 0, 1, 1]), ("b", [0, 0, 0, 0])):
+        path = save_volume(tmp_path / f"{name}.nii.gz", array)
+        items.append({"case": name, "image": str(path), "slice_labels": tags})
+    return items
+
+
+def test_slices_are_decoded_once_to_eight_bits(cases):
+    dataset = SliceDataset(cases, preprocessing())
+    assert CountingLoad.loaded == 2
+    items = [dataset[i] for i in range(len(dataset))]
+    assert CountingLoad.loaded == 2
+    assert dataset.images.dtype == torch.uint8 and dataset.images.shape == (6, 1, 8, 8)  # slices 0 are air
+    assert [int(item["tag"]) for item in items] == [0, 1, 1, 0, 0, 0]
+    assert all(item["image"].shape == (1, 8, 8) and item["image"].dtype == torch.float32 for item in items)
+    # 10, 20, 30 of 100 in [-1, 1], to half a step of 2 / 255
+    for item, value in zip(items, [-0.8, -0.6, -0.4] * 2):
+        assert (item["image"] - value).abs().max() <= 1 / 255
+
+
+def test_the_cache_serves_the_next_run(cases, tmp_path):
+    shared = preprocessing()  # the training and the validation set of a config share one
+    first = SliceDataset(cases, shared, cache_dir=tmp_path / "cache")
+    assert CountingLoad.loaded == 2 and len(list((tmp_path / "cache").glob("*.pt"))) == 2
+    for again in (preprocessing(), shared):
+        second = SliceDataset(cases, again, cache_dir=tmp_path / "cache")
+        assert CountingLoad.loaded == 2
+        assert torch.equal(first.images, second.images) and torch.equal(first.tags, second.tags)
+
+
+def test_the_cache_key_holds_every_setting_and_the_tags(cases, tmp_path):
+    SliceDataset(cases, preprocessing(), cache_dir=tmp_path)
+    other = SliceDataset(cases, preprocessing(size=4), cache_dir=tmp_path)
+    assert other.images.shape == (6, 1, 4, 4) and CountingLoad.loaded == 4
+    retagged = SliceDataset([cases[0] | {"slice_labels": [0, 1, 0, 0]}], preprocessing(), cache_dir=tmp_path)
+    assert retagged.tags.tolist() == [1, 0, 0] and CountingLoad.loaded == 5
+
+
+def test_balanced_weights_draw_both_tags_equally(cases):
+    dataset = SliceDataset(cases, preprocessing())
+    weights = torch.tensor(dataset.balanced_weights)
+    assert weights.tolist() == pytest.approx([1 / 4, 1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 4])  # 2 positive, 4 negative
+    with pytest.raises(ValueError, match="slices of both tags; got 0 positive and 3 negative"):
+        _ = SliceDataset(cases[1:], preprocessing()).balanced_weights
+
+
+def test_augmentation_is_seeded(cases):
+    dataset = SliceDataset(cases, preprocessing(), Compose([RandFlipd(keys="image", prob=0.5, spatial_axis=0)]))
+    dataset.images[:] = torch.arange(8, dtype=torch.uint8)[:, None]  # rows differ, so a flip shows
+    draws = []
+    for seed in (1, 1, 2):
+        dataset.set_random_state(seed)
+        draws.append(torch.stack([dataset[0]["image"] for _ in range(16)]))
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_no_case_gives_no_slice():
+    assert len(SliceDataset([], preprocessing())) == 0
+
+
+def test_items_have_a_label_only_where_the_preprocessing_adds_one(cases, tmp_path):
+    without = SliceDataset(cases, preprocessing(), cache_dir=tmp_path)
+    assert without.labels is None and set(without[0]) == {"image", "tag"}
+    masks = Compose([preprocessing(), lambda case: case | {"label": (case["image"] > -0.7).float()}])
+    dataset = SliceDataset(cases, masks, cache_dir=None)
+    assert dataset.labels.dtype == torch.uint8 and dataset.labels.shape == dataset.images.shape
+    # slices of 10, 20, 30 of 100 stand at -0.8, -0.6, -0.4
+    assert [dataset[i]["label"].unique().tolist() for i in range(6)] == [[0.0], [1.0], [1.0]] * 2
+    assert dataset[1]["label"].dtype == torch.float32 and dataset[1]["label"].shape == (1, 8, 8)
+    assert len(SliceDataset([], masks)) == 0
