@@ -9,7 +9,7 @@ trains its own weights first and is one repeat. Any other `--knob value` goes to
 
     OUT/cells/<run>/<repeat>/   the evaluation's output, and cell.json once it went well
     OUT/models/<repeat>/        weights and checkpoints of a fold
-    OUT/results.csv, results.json, results.md
+    OUT/results.csv, results.json, results.md, report.html, and the pictures for which there are volumes
 
 What is there already is not done again: an interrupted study continues, a failed run is reported and the others are
 finished. A volume is read and prepared once for all runs.
@@ -39,7 +39,9 @@ from torch.utils.data import Dataset
 
 from custom_modules import __version__
 from custom_modules.engines import reason
+from custom_modules.figures import draw_study
 from custom_modules.knobs import find_knob
+from custom_modules.report import write_report
 from custom_modules.tables import write_tables
 from custom_modules.writers import write_json
 
@@ -68,7 +70,7 @@ def read_study(path: str | Path) -> dict:
     Returns:
         {"config_file": [...], "base": {knob: value} of all runs, "runs": {name: {knob: value}}, "sweeps": {knob:
         [values]}, "seeds": [...], "min_areas": [...], "keep": number of cases whose volumes are kept (None: all),
-        "training": {knob: {"config_file": [...], "weights": file name}}}.
+        "training": {knob: {"config_file": [...], "weights": file name, "runs": those that need it (absent: all)}}}.
 
     Raises:
         ValueError: if it holds no run, or a run sets what all runs share.
@@ -114,7 +116,7 @@ class Study:
         self.failures: dict[str, str] = {}
 
     def run(self) -> None:
-        """Trains where there are folds, evaluates every cell that is not there yet, writes the tables.
+        """Trains where there are folds, evaluates every cell that is not there yet, writes tables, pictures and the report.
 
         Raises:
             RuntimeError: at the end, if runs failed.
@@ -129,6 +131,9 @@ class Study:
                     logger.exception("%s, %s failed", name, repeat)
                     self.failures[f"{name}, {repeat}"] = reason(error)
         write_tables(self.output_dir, self.study)
+        if any(self.output_dir.glob("cells/*/*/cell.json")):
+            for path in (*draw_study(self.output_dir), write_report(self.output_dir)):
+                print(path, flush=True)
         if self.failures:
             listed = "\n".join(f"  {cell}: {why}" for cell, why in self.failures.items())
             raise RuntimeError(f"{len(self.failures)} runs failed; the same command tries them again:\n{listed}")
@@ -136,6 +141,8 @@ class Study:
     def _train(self, repeat: str) -> None:
         """Trains the fold's weights, or finishes their training, in a process each, and points the knobs to them."""
         for knob, training in self.study["training"].items():
+            if not set(training.get("runs", self.study["runs"])) & set(self.study["runs"]):
+                continue
             folder = self.output_dir / "models" / repeat / knob
             config = ConfigParser.load_config_files(training["config_file"])
             given = {"dataset_dir": self.dataset_dir, "datalist": self.repeats[repeat]["datalist"]}
@@ -171,6 +178,7 @@ class Study:
         facts = {
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
             "command": shlex.join(bundle_command(None, self.study["config_file"], given | {"output_dir": str(folder)})),
+            "section": parser.get("section"),
             "settings": parser.get_parsed_content("settings"),
             "versions": {"monai": monai.__version__, "torch": torch.__version__, "python": platform.python_version()},
             "hardware": hardware(torch.device(parser.get_parsed_content("device"))),
@@ -222,8 +230,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--datalist", required=True, nargs="+", help="one; or one for each fold, which is then trained")
     parser.add_argument("--output_dir", required=True, type=Path)
     parser.add_argument("--runs", nargs="+", help="names of the runs to do; all without it")
+    parser.add_argument("--seeds", nargs="+", type=int, help="of the noise; those of the study without it")
     options, rest = parser.parse_known_args(argv)
     study = read_study(options.study)
+    study["seeds"] = options.seeds or study["seeds"]
     if unknown := sorted(set(options.runs or []) - set(study["runs"])):
         raise SystemExit(f"--runs: {options.study} has no {unknown}; it has {list(study['runs'])}.")
     if options.runs:

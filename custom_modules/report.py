@@ -1,113 +1,220 @@
-"""Pictures of results: image, saliency and mask beside each other, with the true outline where there is one.
+"""A results folder as one HTML page that stands alone: tables, Dice by case, pictures, how it was made.
 
-    python -m custom_modules.report OUT --output gallery.png [--cases A B]
+    python -m custom_modules.report OUT                            OUT/report.html
+    python -m custom_modules.report OUT --output gallery.png       image, saliency and mask of each case, as a picture
 
-`OUT` is the output folder of an inference or evaluation. Which image a result belongs to stands in the provenance file
-beside it; its label is looked for where `custom_modules.layouts` finds labels.
+`OUT` is what a study (`custom_modules.benchmark`), an evaluation or an inference wrote. Which image a result belongs to
+stands in the provenance file beside it; its label is looked for where `custom_modules.layouts` finds labels. What is
+not there any more, the page says. It loads nothing and runs nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import time
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from monai.transforms import LoadImage
+import nibabel as nib
 
-from custom_modules.layouts import find_cases, load_label
+from custom_modules.figures import ablation, comparison, ranked, strips
+from custom_modules.page import note, page, picture
+from custom_modules.pictures import COLUMNS, NothingToDraw, draw_case, gallery, panels, save, say
+from custom_modules.report_tables import by_case, key_numbers, made, measures
+from custom_modules.results import Case, Results, Run, case_folders, read_case, read_facts, read_results
+from custom_modules.writers import whole
 
-COLUMNS = ("image, true outline", "saliency", "mask, true outline")
-
-
-def draw_slice(
-    axes: list[Axes], image: np.ndarray, truth: np.ndarray | None, saliency: np.ndarray, mask: np.ndarray, top: float
-) -> None:
-    """Draws one slice into three axes, in the order of `COLUMNS`.
-
-    Args:
-        axes: three axes.
-        image: (H, W), any real values.
-        truth: (H, W) binary, or None.
-        saliency: (H, W); 0 to `top` goes from clear to bright.
-        mask: (H, W) binary.
-        top: saliency that is shown brightest.
-    """
-    low, high = np.percentile(image, [1, 99.7])
-    for axis in axes:
-        axis.imshow(image.T, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
-        axis.set(xticks=[], yticks=[])
-    heat = np.clip(saliency.T / max(top, 1e-6), 0, 1)
-    axes[1].imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.75 * heat)
-    if mask.any():
-        axes[2].imshow(np.ma.masked_equal(mask.T, 0), cmap="autumn", vmin=0, vmax=1, alpha=0.5)
-    if truth is not None and truth.any():
-        for axis in (axes[0], axes[2]):
-            axis.contour(truth.T, [0.5], colors="cyan", linewidths=0.9)
+MOST = 60  # cases of an inference that are shown
 
 
-def read_result(folder: Path, target_labels: list[int]) -> dict:
-    """Reads one result folder: {"case", "image", "saliency", "mask", "truth"} as (H, W, D) arrays; truth may be None.
+def write_report(output_dir: str | Path, output: Path | None = None) -> Path:
+    """Writes the page of a results folder, by default `<output_dir>/report.html`.
 
     Raises:
-        FileNotFoundError: if the folder holds no provenance file, or its image is gone.
+        FileNotFoundError: if the folder holds no results.
     """
-    provenance = next(folder.glob("*_provenance.json"), None)
-    if provenance is None:
-        raise FileNotFoundError(f"{folder} holds no *_provenance.json: not a result of this bundle.")
-    facts = json.loads(provenance.read_text())
-    if not Path(facts["image"]).exists():
-        raise FileNotFoundError(f"the image of {folder} is not at {facts['image']} any more.")
-    stem, load = provenance.name.removesuffix("_provenance.json"), LoadImage(image_only=True)
-    image, saliency, mask = (
-        load(path).numpy() for path in (facts["image"], *(folder / f"{stem}_{x}.nii.gz" for x in ("saliency", "mask")))
-    )
-    label = next((case["label"] for case in find_cases(facts["image"]) if "label" in case), None)
-    truth = None if label is None else load_label(label, facts["image"])
-    if truth is not None:
-        truth = np.isin(truth, target_labels) if target_labels else truth > 0
-    return {"case": facts["case"], "image": image, "saliency": saliency, "mask": mask, "truth": truth}
+    results = read_results(output_dir)
+    output = Path(output_dir) / "report.html" if output is None else Path(output)
+    with whole(output) as aside:
+        aside.write_text(html(results), encoding="utf-8")
+    return output
 
 
-def gallery(results: list[dict], output: Path) -> None:
-    """Draws, for every result, the slice with the largest target (or mask, without a truth), two results a row."""
-    rows = -(-len(results) // 2)
-    figure = Figure(figsize=(2.0 * 6, 2.15 * rows + 0.3), layout="constrained")
-    axes = figure.subplots(rows, 6, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for i, result in enumerate(results):
-        cells = axes[i // 2, 3 * (i % 2) : 3 * (i % 2) + 3]
-        reference = result["mask"] if result["truth"] is None else result["truth"]
-        k = int(reference.sum(axis=(0, 1)).argmax())
-        top = float(np.percentile(result["saliency"][..., k], 99.8))
-        volumes = (result[key] for key in ("image", "truth", "saliency", "mask"))
-        planes = (None if volume is None else volume[..., k] for volume in volumes)
-        draw_slice(list(cells), *planes, top)
-        cells[0].set_title(f"{result['case']}, slice {k}", fontsize=7, loc="left")
-        if i < 2:
-            for axis, name in zip(cells[1:], COLUMNS[1:]):
-                axis.set_title(name, fontsize=7)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110)
+def html(results: Results) -> str:
+    """The page of a results folder."""
+    title = _title(results)
+    body = [f"<header><h1>{escape(title)}</h1>", f'<p class="faint">{escape(_when(results))}</p></header>']
+    if known := _n_in_training(results):
+        body.append(note(f"{known} of the cases were in the training list of the weights: their numbers flatter."))
+    if results.kind == "inference":
+        body += _cases(results)
+    if results.sweeps:
+        body += _sweeps(results)
+    for group in results.groups:
+        body += _group(results, group)
+    body += ["<h2>How it was made</h2>", *made(results), "<footer>Research only. Not a medical device.</footer>"]
+    return page(title, body)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Draw a gallery of results.")
-    parser.add_argument("results", type=Path, help="output folder of an inference or evaluation")
-    parser.add_argument("--output", type=Path, default=Path("gallery.png"))
-    parser.add_argument("--cases", nargs="*", help="names of the cases to draw; all without it")
-    parser.add_argument("--target_labels", nargs="*", type=int, default=[], help="all above 0 without it")
+def _title(results: Results) -> str:
+    start = f"{results.bundle}: " if results.bundle else ""
+    if results.kind != "study":
+        return f"{start}{results.kind} with {results.runs[0].name}"
+    counts = ((len(results.compared), "method", "compared"), (len(results.sweeps), "setting", "varied"))
+    return start + " and ".join(f"{n} {what}{'s' * (n > 1)} {done}" for n, what, done in counts if n)
+
+
+def _when(results: Results) -> str:
+    """Dates and hardware."""
+    dates = sorted(run.facts["finished"][:10] for run in results.runs if "finished" in run.facts)
+    if not dates:
+        newest = max(path.stat().st_mtime for path in results.folder.rglob("*.json"))
+        dates = [time.strftime("%Y-%m-%d", time.localtime(newest))]
+    hardware = dict.fromkeys(r["hardware"] for r in results.table if r.get("hardware"))
+    return " · ".join([" to ".join(dict.fromkeys([dates[0], dates[-1]])), *hardware])
+
+
+def _n_in_training(results: Results) -> int:
+    rows = (volume for run in results.runs for volume in run.volumes if volume.get("in_training") == "1")
+    return len({(volume["group"], volume["case"]) for volume in rows})
+
+
+# Of a study or an evaluation
+
+
+def _group(results: Results, group: str) -> list[str]:
+    """Key numbers, tables, pictures and Dice by case of one group of cases."""
+    rows = results.rows(group)
+    parts = [f"<h2>{escape(group or 'All cases')}: {_size(rows)}</h2>", key_numbers(results, rows)]
+    for min_area in sorted({r["min_area"] for r in results.table}):
+        if chosen := results.rows(group, min_area):
+            parts += [f"<h3>{_area(min_area)}: {_size(chosen)}</h3>"] if min_area else []
+            parts.append(measures(results, chosen))
+    if len(results.compared) > 1:
+        parts += _comparison(results, group)
+    if results.compared:
+        parts += ["<h3>Dice by case</h3>", by_case(results, group), *_closer(results, group)]
+    return parts
+
+
+def _size(rows: Sequence[Mapping]) -> str:
+    patients, slices = (max(r[key] for r in rows) for key in ("n_volumes", "n_slices"))
+    return f"{patients} patient{'s' * (patients > 1)}, {slices} slice{'s' * (slices > 1)}"
+
+
+def _area(min_area: float) -> str:
+    least = f"{min_area:.3g} pixels" if min_area >= 1 else f"{100 * min_area:.3g} % of the slice"
+    return f"Targets of at least {least}"
+
+
+def _comparison(results: Results, group: str) -> list[str]:
+    heading = "<h3>Masks of every method</h3>"
+    try:
+        figure = comparison(results, [group])
+    except NothingToDraw as gap:
+        return [heading, note(f"No pictures: {gap}")]
+    runs = ", ".join(run.name for run in results.compared)
+    alt = f"Best, median and worst case of {group or 'all cases'}: image, truth, and the masks of {runs}."
+    caption = "Orange: mask. Cyan line: truth. The slice with the largest target of each case, and its Dice there."
+    return [heading, picture(figure, alt, caption)]
+
+
+def _closer(results: Results, group: str) -> list[str]:
+    """Best, median and worst case of the best label-only method (or of the only one), with the map."""
+    run = results.best(group) or results.compared[0]
+    dice = run.dice(group)
+    read = [(rank, found[1]) for rank, case in ranked(dice) if (found := run.read(case))]
+    heading = f"<h3>{escape(run.name)}: best, median and worst case</h3>"
+    if not read:
+        return [heading, note(f"No pictures: the volumes or images of {run.name} are not there any more.")]
+    caption = "The slice with the largest target. Dice is the case's mean over its slices with target."
+    cases = ", ".join(f"{rank} {case.name}" for rank, case in read)
+    alt = f"Image with true outline, saliency map and mask of {run.name}: {cases}."
+    return [heading, picture(_overlays(run, read, dice), alt, caption, kind="narrow")]
+
+
+def _overlays(run: Run, read: Sequence[tuple[str, Case]], dice: Mapping[str, float]):
+    figure, axes = panels(len(read), 3, 2.6, left=0.42)
+    for line, (rank, case) in zip(axes, read):
+        index = run.largest_slice(case.name)
+        draw_case(line, case, index)
+        say(line[0], f"{rank}, Dice {dice[case.name]:.3f}\n{case.name}, slice {index}", "left")
+    for axis, column in zip(axes[0], COLUMNS):
+        say(axis, column)
+    return figure
+
+
+def _sweeps(results: Results) -> list[str]:
+    """Curves and strips of swept settings."""
+    knobs = ", ".join(results.sweeps)
+    alt = f"Dice over {knobs}; the numbers are in the tables below."
+    caption = "One setting at a time: mean Dice, and as a band its standard deviation over patients."
+    heading = "<h2>Settings, one at a time</h2>"
+    parts = [heading, picture(ablation(results), alt, caption, vector=True, kind="narrow")]
+    try:
+        figure = strips(results, list(results.sweeps))
+    except NothingToDraw as gap:
+        return [*parts, note(f"No pictures of maps and masks: {gap}")]
+    caption = "Maps (each as bright as its own brightest part) and masks of one slice, with the slice's Dice."
+    return [*parts, picture(figure, f"Map and mask of one slice for each value of {knobs}.", caption)]
+
+
+# Of an inference
+
+
+def _cases(results: Results) -> list[str]:
+    """The cases, one picture each."""
+    run, places, parts = results.runs[0], case_folders(results.folder), []
+    for place in places[:MOST]:
+        facts = read_facts(place)
+        try:
+            case = read_case(place, run.settings.get("target_labels"), run.settings.get("slice_axis"))
+        except (FileNotFoundError, ValueError) as gap:
+            parts.append(note(f"{facts['case']}: no picture, {gap}"))
+            continue
+        figure, axes = panels(1, 3, 1.9, top=0.04)
+        draw_case(axes[0], case, case.largest())
+        millilitres = case.mask.sum() * nib.affines.voxel_sizes(case.affine).prod() / 1000
+        text = f"{case.name}, slice {case.largest()}: mask {millilitres:.1f} ml"
+        text += f", {facts['slices_processed']} slices processed" if "slices_processed" in facts else ""
+        parts.append(picture(figure, f"Image, saliency map and mask of {case.name}.", text))
+    intro = f"<p>{len(places)} case{'s' * (len(places) > 1)}: image, saliency and mask on the slice with the largest "
+    intro += "target (cyan line: truth, where there is a label).</p>"
+    more = [note(f"Shown are the first {MOST}.")] if len(places) > MOST else []
+    return [intro, *more, '<div class="gallery">', *parts, "</div>"]
+
+
+def draw_gallery(output_dir: Path, output: Path, names: Sequence[str] = (), target_labels: Sequence[int] = ()) -> Path:
+    """Writes image, saliency and mask of the cases of an evaluation or inference as PNG, two cases a row.
+
+    Raises:
+        ValueError: if there is no such case.
+    """
+    settings, cases = read_results(output_dir).runs[0].settings, []
+    places = {read_facts(place)["case"]: place for place in case_folders(output_dir)}
+    for place in (place for name, place in places.items() if name in (names or places)):
+        case = read_case(place, target_labels or settings.get("target_labels"), settings.get("slice_axis"))
+        cases.append((case, case.largest(), f"{case.name}, slice {case.largest()}"))
+    if not cases:
+        raise NothingToDraw(f"no result to draw in {output_dir}; it holds {list(places)}.")
+    return save(gallery(cases), output, limit=1_000_000)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Make a report (HTML) or a gallery (PNG) of results.")
+    parser.add_argument("results", type=Path, help="output folder of a study, an evaluation or an inference")
+    parser.add_argument("--output", type=Path, help="*.html or *.png; <results>/report.html without it")
+    parser.add_argument("--cases", nargs="*", default=(), help="of a gallery: names of the cases; all without it")
+    parser.add_argument("--target_labels", nargs="*", type=int, default=(), help="of a gallery; as recorded without it")
     options = parser.parse_args(argv)
-    folders = sorted(path.parent for path in options.results.glob("*/*_provenance.json"))
-    results = [read_result(folder, options.target_labels) for folder in folders]
-    chosen = [result for result in results if not options.cases or result["case"] in options.cases]
-    if not chosen:
-        raise SystemExit(f"no result to draw in {options.results}; it holds {[result['case'] for result in results]}.")
-    gallery(chosen, options.output)
-    print(options.output)
+    try:
+        if options.output and options.output.suffix == ".png":
+            print(draw_gallery(options.results, options.output, options.cases, options.target_labels))
+        else:
+            print(write_report(options.results, options.output))
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from custom_modules.metrics import slice_metrics
-from custom_modules.report import COLUMNS, draw_slice
+from custom_modules.pictures import COLUMNS, draw_slice
 from examples.phantom import head_phantom
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,7 +106,7 @@ def draw(path: Path, image: np.ndarray, lesion: np.ndarray, saliency: np.ndarray
     figure = Figure(figsize=(2.4 * len(slices), 2.6 * len(COLUMNS)), layout="tight")
     axes = figure.subplots(len(COLUMNS), len(slices), squeeze=False)
     for column, k in enumerate(slices):
-        draw_slice(list(axes[:, column]), *(v[..., k] for v in (image, lesion, saliency, mask)), top)
+        draw_slice(list(axes[:, column]), *(v[..., k].T for v in (image, lesion, saliency, mask)), top)
         axes[0, column].set_title(f"slice {k}" if lesion[..., k].any() else f"slice {k}, no lesion", fontsize=9)
     for axis, name in zip(axes[:, 0], COLUMNS):
         axis.set_ylabel(name, fontsize=9)

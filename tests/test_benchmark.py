@@ -23,7 +23,7 @@ FAST = ["--num_draws=1", *(knob for knob in TINY if not knob.startswith("--loggi
 def study_file(folder: Path, runs: dict, **more) -> Path:
     files = [str(REPO / config("brats_flair", name)) for name in ("inference", "evaluate")]
     path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump({"config_file": files, "runs": runs, **more}))
+    path.write_text(yaml.safe_dump({"config_file": files, "runs": runs, **more}, sort_keys=False))
     return path
 
 
@@ -63,6 +63,12 @@ def test_every_run_is_repeated_but_those_without_noise(done):
     assert cells(done[1]) == ["floor/seed0", "maps/seed0", "maps/seed5"]
     maps = [rows(done[1] / "cells" / "maps" / seed / "metrics" / "per_slice.csv") for seed in ("seed0", "seed5")]
     assert [row["seed"] for row in maps[0]] == ["0", "0"] and [row["seed"] for row in maps[1]] == ["5", "5"]
+
+
+def test_tables_pictures_and_report_are_written(done):
+    written = {path.name for path in done[1].iterdir() if path.is_file()}
+    assert written == {"results.csv", "results.json", "results.md", "comparison.png", "report.html"}
+    assert [row["run"] for row in rows(done[1] / "results.csv")] == ["maps", "floor"]
 
 
 def test_volumes_are_kept_for_the_first_repeat(done):
