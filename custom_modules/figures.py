@@ -96,9 +96,10 @@ def comparison(
 def ranked(dice: Mapping[str, float]) -> list[tuple[str, str]]:
     """[(best, case), (median, case), (worst, case)] by Dice; of two cases best and worst, of one the best."""
     order = sorted(dice, key=lambda case: (-dice[case], case))
-    places = {"best": 0, "median": len(order) // 2, "worst": len(order) - 1}
-    picks = {order[place]: rank for rank, place in reversed(places.items()) if order}
-    return [(rank, case) for case, rank in sorted(picks.items(), key=lambda pick: order.index(pick[0]))]
+    ranks: dict[int, str] = {}
+    for rank, place in (("best", 0), ("worst", len(order) - 1), ("median", len(order) // 2)):
+        ranks.setdefault(place, rank)
+    return [(rank, order[place]) for place, rank in sorted(ranks.items())] if order else []
 
 
 def _ranking_run(results: Results, group: str, name: str) -> Run | None:
@@ -143,6 +144,7 @@ def ablation(results: Results) -> Figure:
     columns = min(len(sweeps), 2)
     rows = -(-len(sweeps) // columns)
     figure = Figure(figsize=(4.6 * columns, 2.9 * rows), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for axis in axes.flat[len(sweeps) :]:
         axis.set_visible(False)
@@ -225,7 +227,7 @@ def strips(results: Results, knobs: Sequence[str] = (), case: str | None = None)
                 rows.setdefault(knob, []).append((value, run, *read))
     if not rows:
         raise NothingToDraw(f"{results.folder} keeps no volumes of swept runs, or their images are gone.")
-    figure, axes = panels(2 * len(rows), 1 + max(map(len, rows.values())), 1.3, left=0.3, top=0.04)
+    figure, axes = panels(2 * len(rows), 1 + max(map(len, rows.values())), 1.3, left=0.36, top=0.04)
     for pair, (knob, columns) in zip(axes.reshape(len(rows), 2, -1), rows.items()):
         _strip(pair, columns, default_of(results, knob))
         say(pair[0, 0], SYMBOLS.get(knob, knob), "left")
@@ -240,7 +242,7 @@ def _strip(pair: np.ndarray, columns: Sequence[tuple[object, Run, int, Case]], d
     for axis in pair[:, : 1 + len(columns)].flat:
         draw_image(axis, image, some.pixel, tissue(image, truth))
     draw_mask(pair[1, 0], None, truth, some.pixel)
-    say(pair[1, 0], f"{some.name}\nslice {index}", "corner", fontsize=5)
+    say(pair[1, 0], f"{some.name}\nslice {index}", "left", fontsize=6)
     for (above, below), (value, run, repeat, case) in zip(pair[:, 1:].T, columns):
         saliency = case.plane(case.saliency, index)
         draw_heat(above, saliency, float(np.percentile(saliency, 99.8)), case.pixel)

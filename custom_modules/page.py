@@ -20,6 +20,7 @@ body { margin: 0 auto; padding: 2.5rem 1.5rem 3rem; max-width: 72rem; background
 h1 { margin: 0; font-size: 2rem; line-height: 1.2; letter-spacing: -0.01em; overflow-wrap: anywhere; }
 h2 { margin: 3rem 0 0.75rem; padding-top: 1rem; border-top: 1px solid var(--line); font-size: 1.35rem;
   overflow-wrap: anywhere; }
+header + h2 { margin-top: 1.5rem; }
 h3 { margin: 2rem 0 0.5rem; font-size: 1.05rem; }
 p { margin: 0.5rem 0; max-width: 50rem; }
 .faint, small, caption, figcaption { color: var(--faint); }

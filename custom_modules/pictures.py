@@ -78,7 +78,7 @@ def draw_slice(
 
 
 def draw_case(axes: Sequence[Axes], case: Case, index: int) -> None:
-    """`draw_slice` for one slice of a case, its map as bright as its brightest part."""
+    """`draw_slice` for one slice of a case; its map is as bright as it gets there."""
     image, truth, saliency, mask = (case.plane(v, index) for v in (case.image, case.truth, case.saliency, case.mask))
     top = float(np.percentile(saliency, 99.8))
     draw_slice(axes, image, truth, saliency, mask, top, case.pixel, tissue(image, truth, mask))

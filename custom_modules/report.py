@@ -60,7 +60,7 @@ def html(results: Results) -> str:
 def _title(results: Results) -> str:
     start = f"{results.bundle}: " if results.bundle else ""
     if results.kind != "study":
-        return f"{start}{results.kind} with {results.runs[0].name}"
+        return f"{start}{results.kind if start else results.kind.capitalize()} with {results.runs[0].name}"
     counts = ((len(results.compared), "method", "compared"), (len(results.sweeps), "setting", "varied"))
     return start + " and ".join(f"{n} {what}{'s' * (n > 1)} {done}" for n, what, done in counts if n)
 
@@ -87,10 +87,10 @@ def _group(results: Results, group: str) -> list[str]:
     """Key numbers, tables, pictures and Dice by case of one group of cases."""
     rows = results.rows(group)
     parts = [f"<h2>{escape(group or 'All cases')}: {_size(rows)}</h2>", key_numbers(results, rows)]
-    for min_area in sorted({r["min_area"] for r in results.table}):
+    for i, min_area in enumerate(sorted({r["min_area"] for r in results.table})):
         if chosen := results.rows(group, min_area):
             parts += [f"<h3>{_area(min_area)}: {_size(chosen)}</h3>"] if min_area else []
-            parts.append(measures(results, chosen))
+            parts.append(measures(results, chosen, explained=i == 0))
     if len(results.compared) > 1:
         parts += _comparison(results, group)
     if results.compared:
@@ -185,8 +185,16 @@ def _cases(results: Results) -> list[str]:
     return [intro, *more, '<div class="gallery">', *parts, "</div>"]
 
 
-def draw_gallery(output_dir: Path, output: Path, names: Sequence[str] = (), target_labels: Sequence[int] = ()) -> Path:
+def draw_gallery(
+    output_dir: Path, output: Path, names: Sequence[str] = (), target_labels: Sequence[int] | None = None
+) -> Path:
     """Writes image, saliency and mask of the cases of an evaluation or inference as PNG, two cases a row.
+
+    Args:
+        output_dir: of the evaluation or inference.
+        output: PNG.
+        names: of the cases; empty: all.
+        target_labels: label values of the target, empty: all above 0. None: as recorded, or else no truth is drawn.
 
     Raises:
         ValueError: if there is no such case.
@@ -194,7 +202,8 @@ def draw_gallery(output_dir: Path, output: Path, names: Sequence[str] = (), targ
     settings, cases = read_results(output_dir).runs[0].settings, []
     places = {read_facts(place)["case"]: place for place in case_folders(output_dir)}
     for place in (place for name, place in places.items() if name in (names or places)):
-        case = read_case(place, target_labels or settings.get("target_labels"), settings.get("slice_axis"))
+        wanted = settings.get("target_labels") if target_labels is None else target_labels
+        case = read_case(place, wanted, settings.get("slice_axis"))
         cases.append((case, case.largest(), f"{case.name}, slice {case.largest()}"))
     if not cases:
         raise NothingToDraw(f"no result to draw in {output_dir}; it holds {list(places)}.")
@@ -206,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("results", type=Path, help="output folder of a study, an evaluation or an inference")
     parser.add_argument("--output", type=Path, help="*.html or *.png; <results>/report.html without it")
     parser.add_argument("--cases", nargs="*", default=(), help="of a gallery: names of the cases; all without it")
-    parser.add_argument("--target_labels", nargs="*", type=int, default=(), help="of a gallery; as recorded without it")
+    parser.add_argument("--target_labels", nargs="*", type=int, help="of a gallery; none after it: all above 0")
     options = parser.parse_args(argv)
     try:
         if options.output and options.output.suffix == ".png":

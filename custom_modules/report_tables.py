@@ -26,14 +26,15 @@ def key_numbers(results: Results, rows: Sequence[Mapping]) -> str:
     """Tiles: best label-only run, floor and upper bound of one group; of a single run its measures."""
     if len(results.runs) == 1:
         r = rows[0]
-        return tiles((name, mean(r[key], DIGITS.get(key, 3)), _over(r[key])) for key, name in MEASURES.items())
+        numbers = ((name, key, DIGITS.get(key, 3)) for key, name in MEASURES.items())
+        return tiles((name, mean(r[key], digits), _over(r[key], digits)) for name, key, digits in numbers)
     ours = best_row([r for r in rows if r["method"] not in REFERENCES], "dice")
     entries = [("Best label-only Dice", ours)] if ours else []
     entries += [(REFERENCES[r["method"]].capitalize(), r) for r in rows if r["method"] in REFERENCES]
     return tiles((name, mean(r["dice"]), f"{r['run']}, {_over(r['dice'])}") for name, r in entries)
 
 
-def measures(results: Results, rows: Sequence[Mapping]) -> str:
+def measures(results: Results, rows: Sequence[Mapping], explained: bool = True) -> str:
     """The measures of each run: label-only methods, then floor and bound, then the values of each swept setting."""
     extra = {"n_volumes": "patients", "n_slices": "slices", "repeats": "repeats"}
     extra = {key: name for key, name in extra.items() if len({r[key] for r in rows}) > 1}
@@ -42,12 +43,15 @@ def measures(results: Results, rows: Sequence[Mapping]) -> str:
         ours = [r for r in members if r["method"] not in REFERENCES]
         best = {key: best_row(ours, key) if len(ours) > 1 else None for key in MEASURES}
         starred = starred or any(best.values())
-        cells = ([*(_measure(r, key, r is best[key]) for key in MEASURES), _seconds(r), *(r[key] for key in extra)]
-                 for r in members)  # fmt: skip
-        bodies.append((heading, [row(_name(results, r), map(str, line)) for r, line in zip(members, cells)]))
+        lines = []
+        for r in members:
+            cells = [_measure(results, r, key, r is best[key]) for key in MEASURES]
+            lines.append(row(_name(results, r), [*cells, _seconds(r), *(str(r[key]) for key in extra)]))
+        bodies.append((heading, lines))
     tags = all(r["settings"].get("gate") == "tags" for r in rows)
     legend = LEGEND + TAGS * tags + " ★ best label-only value of its part." * starred
-    return table(["run", *MEASURES.values(), "seconds a slice", *extra.values()], bodies, escape(legend), "even")
+    head = ["run", *MEASURES.values(), "seconds a slice", *extra.values()]
+    return table(head, bodies, escape(legend) if explained else "", "even")
 
 
 def _sections(results: Results, rows: Sequence[Mapping]) -> list[tuple[str, list[Mapping]]]:
@@ -69,15 +73,26 @@ def best_row(rows: Iterable[Mapping], key: str) -> Mapping | None:
     return max(defined, key=lambda r: sign * r[key]["mean"], default=None)
 
 
-def _measure(r: Mapping, key: str, best: bool) -> str:
+def _measure(results: Results, r: Mapping, key: str, best: bool) -> str:
     """A cell: the mean, and in small what belongs to it."""
     digits = DIGITS.get(key, 3)
     text = mean(r[key], digits)
     text = f'<b><span title="best label-only value">★</span> {text}</b>' if best else text
     spread = [f"± {r[key]['std']:.{digits}f}"] if r[key]["std"] is not None else []
     spread += [f"({r[key]['std_cases']:.{digits}f})"] if r[key]["std_cases"] is not None else []
-    spread += [f"{r[key]['n_undefined']} undefined"] if r[key].get("n_undefined") else []
-    return f"{text}<br><small>{' '.join(spread)}</small>" if spread else text
+    lines = [" ".join(spread)] if spread else []
+    if undefined := r[key].get("n_undefined"):
+        lines.append(f"{undefined} of {_n_measured(results, r, key)} undefined")
+    return "".join([text, *(f"<br><small>{line}</small>" for line in lines)])
+
+
+def _n_measured(results: Results, r: Mapping, key: str) -> int:
+    """How many slices (or volumes) of all repeats a measure of a run was taken on."""
+    run = next(run for run in results.runs if run.name == r["run"])
+    if key == "volume_dice":
+        return sum(volume["group"] == r["group"] for volume in run.volumes)
+    least = r["min_area"] if results.kind == "study" else 0  # an evaluation leaves smaller targets out itself
+    return sum(s["group"] == r["group"] and float(s["fraction"]) >= least for s in run.slices)
 
 
 def _name(results: Results, r: Mapping) -> str:
@@ -95,8 +110,8 @@ def mean(measure: Mapping, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _over(measure: Mapping) -> str:
-    return "one patient" if measure["std_cases"] is None else f"± {measure['std_cases']:.3g} over patients"
+def _over(measure: Mapping, digits: int = 3) -> str:
+    return "one patient" if measure["std_cases"] is None else f"± {measure['std_cases']:.{digits}f} over patients"
 
 
 def _seconds(r: Mapping) -> str:

@@ -211,7 +211,7 @@ def read_case(place: Path, target_labels: Iterable[int] | None = None, slice_axi
 
     Args:
         place: `<output_dir>/<stem>`.
-        target_labels: label values of the target; None or empty: all above 0.
+        target_labels: label values of the target, empty: all above 0; None: unknown, and the truth is left out.
         slice_axis: stored axis of the slices; None: the one that the recorded orientation names.
 
     Raises:
@@ -221,8 +221,8 @@ def read_case(place: Path, target_labels: Iterable[int] | None = None, slice_axi
     if not Path(facts["image"]).exists():
         raise FileNotFoundError(f"the image of {place} is not at {facts['image']} any more.")
     image, affine, labels = _read_image(facts["image"], facts.get("label"))
-    truth = labels
-    if labels is not None:
+    truth = None
+    if labels is not None and target_labels is not None:
         truth = np.isin(labels, list(target_labels)) if target_labels else labels > 0
     if slice_axis is None:
         slice_axis = slice_axis_of(affine, facts.get("settings", {}).get("orientation", "LPS"))

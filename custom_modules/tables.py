@@ -42,8 +42,9 @@ def read_results(output_dir: Path, runs: Iterable[str], min_areas: Iterable[floa
             slices, volumes = [], []
             for repeat, folder in enumerate(folders):
                 rows = [_read(folder / "metrics" / name, repeat) for name in ("per_slice.csv", "per_volume.csv")]
-                slices += [row for row in rows[0] if float(row["fraction"]) >= min_area]
-                volumes += rows[1]
+                large = [row for row in rows[0] if float(row["fraction"]) >= min_area]
+                cases = {row["case"] for row in (large if min_area else rows[1])}
+                slices, volumes = slices + large, volumes + [row for row in rows[1] if row["case"] in cases]
             for group in sorted({row["group"] for row in volumes}):
                 chosen = [[row for row in rows if row["group"] == group] for rows in (slices, volumes)]
                 if chosen[0]:

@@ -184,11 +184,12 @@ def write_cell(out: Path, run: str, repeat: str, slices: list[tuple], group: str
 def test_tables_by_hand(tmp_path):
     write_cell(tmp_path, "b", "seed0", [("p", 0.01, 0.2), ("p", 0.1, 0.4), ("q", 0.1, 0.6)])
     write_cell(tmp_path, "b", "seed1", [("p", 0.01, 0.4), ("p", 0.1, 0.6), ("q", 0.1, 0.8)])
-    write_cell(tmp_path, "a", "seed0", [("p", 0.01, 0.0), ("q", 0.1, 1.0)])
+    write_cell(tmp_path, "a", "seed0", [("p", 0.01, 0.0), ("q", 0.1, 1.0)])  # p has no large target
     results = read_results(tmp_path, ["b", "a", "never run"], [0, 0.05])
     assert [(r["run"], r["min_area"], r["n_slices"], r["repeats"]) for r in results] == [
         ("b", 0, 3, 2), ("a", 0, 2, 1), ("b", 0.05, 2, 2), ("a", 0.05, 1, 1)
     ]  # fmt: skip
+    assert [r["n_volumes"] for r in results] == [2, 2, 2, 1]
     b, a = results[:2]
     assert b["dice"]["mean"] == pytest.approx(0.5) and b["iou"]["mean"] == pytest.approx(0.25)
     assert b["dice"]["std"] == pytest.approx(0.2 / 2**0.5)  # the repeats' means are 0.4 and 0.6

@@ -15,7 +15,7 @@ from custom_modules.denoising import denoising, one_step
 from custom_modules.diffusion import Diffusion
 from custom_modules.figures import ablation, comparison, default_of, draw_study, main, ranked, strips
 from custom_modules.pictures import BYTES, NothingToDraw, draw_image, panels, tissue
-from custom_modules.results import Case, read_results
+from custom_modules.results import Case, read_case, read_results
 from custom_modules.saliency import DiffusionSaliency, slice_noise
 
 SWEEPS = {
@@ -72,6 +72,13 @@ def test_frame_holds_the_tissue_in_mm():
     x, y = axes[0, 0].get_xlim(), axes[0, 0].get_ylim()
     assert x[0] < -0.5 and x[1] > 30.5 and np.isclose(sum(x) / 2, 15), "as wide as the 30 mm of the tissue's height"
     assert y[0] > 60 > 30 > y[1] and np.isclose(sum(y) / 2, 45), "rows run down"
+
+
+def test_the_truth_is_that_of_the_target_labels(study):
+    place = study / "cells" / "cg" / "seed0" / "case0"
+    assert read_case(place).truth is None, "unknown: another organ's outline would be worse than none"
+    assert np.array_equal(read_case(place, []).truth, truth()) and np.array_equal(read_case(place, [1]).truth, truth())
+    assert not read_case(place, [2]).truth.any()
 
 
 # ---- figure 2

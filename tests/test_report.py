@@ -93,7 +93,7 @@ def test_numbers_are_those_of_the_results(study, page):
             assert shown[0] == ("–" if mean is None else f"{mean:.{digits}f}"), (run, key)
             assert ("±" in shown) == (std is not None) and (std is None or f"{std:.{digits}f}" in shown)
     assert results["cdm"]["dice"]["std"] and rows["cdm"][6] == "2", "the number of repeats differs, so it is shown"
-    assert "9 undefined" in rows["blind"][3]
+    assert "9 of 9 undefined" in rows["blind"][3]
 
 
 def test_best_label_only_value_is_marked(page):
