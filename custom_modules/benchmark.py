@@ -70,7 +70,7 @@ def read_study(path: str | Path) -> dict:
     Returns:
         {"config_file": [...], "base": {knob: value} of all runs, "runs": {name: {knob: value}}, "sweeps": {knob:
         [values]}, "seeds": [...], "min_areas": [...], "keep": number of cases whose volumes are kept (None: all),
-        "training": {knob: {"config_file": [...], "weights": file name, "runs": those that need it (absent: all)}}}.
+        "training": {knob: {"config_file": [...], "weights": file name, "runs": that need it (absent: all)}}}.
 
     Raises:
         ValueError: if it holds no run, or a run sets what all runs share.
@@ -100,13 +100,21 @@ class Study:
         dataset_dir: folder that the datalists' paths start from.
         datalists: one, or one a fold.
         knobs: {knob: value} for every run.
+        only: names of the runs to do; None: all. The tables show all that are there.
     """
 
     def __init__(
-        self, study: Mapping, output_dir: Path, dataset_dir: str, datalists: Sequence[str], knobs: Mapping[str, Any]
+        self,
+        study: Mapping,
+        output_dir: Path,
+        dataset_dir: str,
+        datalists: Sequence[str],
+        knobs: Mapping[str, Any],
+        only: Sequence[str] | None = None,
     ) -> None:
         self.study, self.output_dir, self.dataset_dir = study, Path(output_dir), dataset_dir
         self.knobs, self.folded = dict(knobs), len(datalists) > 1
+        self.runs = {name: given for name, given in study["runs"].items() if only is None or name in only}
         self.config = ConfigParser.load_config_files(study["config_file"])
         if self.folded:
             self.repeats = {f"fold{k}": {"datalist": datalist} for k, datalist in enumerate(datalists)}
@@ -116,7 +124,7 @@ class Study:
         self.failures: dict[str, str] = {}
 
     def run(self) -> None:
-        """Trains where there are folds, evaluates every cell that is not there yet, writes tables, pictures and the report.
+        """Trains where there are folds, evaluates every cell that is not there yet, writes tables, pictures, report.
 
         Raises:
             RuntimeError: at the end, if runs failed.
@@ -124,13 +132,13 @@ class Study:
         for repeat in self.repeats:
             if self.folded:
                 self._train(repeat)
-            for name, knobs in self.study["runs"].items():
+            for name, knobs in self.runs.items():
                 try:
                     self._cell(name, repeat, knobs)
                 except Exception as error:  # whatever a run may raise, the others are worth having
                     logger.exception("%s, %s failed", name, repeat)
                     self.failures[f"{name}, {repeat}"] = reason(error)
-        write_tables(self.output_dir, self.study)
+        write_tables(self.output_dir, self.study, self.repeats)
         if any(self.output_dir.glob("cells/*/*/cell.json")):
             for path in (*draw_study(self.output_dir), write_report(self.output_dir)):
                 print(path, flush=True)
@@ -141,7 +149,7 @@ class Study:
     def _train(self, repeat: str) -> None:
         """Trains the fold's weights, or finishes their training, in a process each, and points the knobs to them."""
         for knob, training in self.study["training"].items():
-            if not set(training.get("runs", self.study["runs"])) & set(self.study["runs"]):
+            if not set(training.get("runs", self.runs)) & set(self.runs):
                 continue
             folder = self.output_dir / "models" / repeat / knob
             config = ConfigParser.load_config_files(training["config_file"])
@@ -178,6 +186,7 @@ class Study:
         facts = {
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
             "command": shlex.join(bundle_command(None, self.study["config_file"], given | {"output_dir": str(folder)})),
+            "bundle": Path(parser.get("bundle_root")).name,
             "section": parser.get("section"),
             "settings": parser.get_parsed_content("settings"),
             "versions": {"monai": monai.__version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -236,10 +245,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     study["seeds"] = options.seeds or study["seeds"]
     if unknown := sorted(set(options.runs or []) - set(study["runs"])):
         raise SystemExit(f"--runs: {options.study} has no {unknown}; it has {list(study['runs'])}.")
-    if options.runs:
-        study["runs"] = {name: study["runs"][name] for name in options.runs}
     try:
-        Study(study, options.output_dir, options.dataset_dir, options.datalist, read_knobs(rest, study)).run()
+        knobs = read_knobs(rest, study)
+        Study(study, options.output_dir, options.dataset_dir, options.datalist, knobs, options.runs).run()
     except RuntimeError as error:
         raise SystemExit(str(error)) from None
 
@@ -251,7 +259,8 @@ def read_knobs(words: Sequence[str], study: Mapping) -> dict[str, Any]:
         SystemExit: if a word is not a pair's, or no config has the knob.
     """
     configs = [ConfigParser.load_config_files(c["config_file"]) for c in (study, *study["training"].values())]
-    words, knobs = [part for word in words for part in word.split("=", 1)], {}
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    knobs = {}
     if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
         raise SystemExit(f"expected pairs of --knob value; got {' '.join(words)}.")
     for name, value in zip(words[::2], words[1::2]):

@@ -137,6 +137,7 @@ class Provenance:
             facts = {
                 "case": item["case"],
                 "image": str(item["image"].meta.get("filename_or_obj", "")),
+                "label": item.get("label_file"),
                 "slices_processed": item["n_slices"],
                 "seconds_per_slice": item["seconds_per_slice"],
                 "settings": self.settings,

@@ -39,10 +39,10 @@ th, td { padding: 0.38rem 0.6rem; border-bottom: 1px solid var(--line); text-ali
 th { font-weight: 600; }
 th small { font-weight: 400; }
 td small { font-size: 0.8rem; }
-tbody th, tbody td { line-height: 1.3; vertical-align: baseline; overflow-wrap: anywhere; }
-table.even { table-layout: fixed; min-width: 44rem; }
+tbody th, tbody td { line-height: 1.3; vertical-align: baseline; overflow-wrap: break-word; }
+table.even { table-layout: fixed; min-width: 56rem; }
 table.even thead th:first-child { width: 13rem; }
-table.bars thead th { text-align: left; overflow-wrap: anywhere; }
+table.bars thead th { padding-right: 0; text-align: left; font-size: 0.8rem; overflow-wrap: anywhere; }
 th:first-child, table.text th, table.text td { text-align: left; }
 thead th { border-bottom: 2px solid var(--line); color: var(--faint); font-size: 0.85rem; vertical-align: bottom; }
 tbody th[colspan] { padding-top: 1.1rem; color: var(--faint); font-size: 0.8rem; letter-spacing: 0.03em; }
@@ -52,7 +52,7 @@ td.bar span { display: block; padding: 0.05rem 0.35rem; border-radius: 0.2rem; -
   background: linear-gradient(var(--fill), var(--fill)) 0 0 / var(--share) 100% no-repeat var(--card);
   -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 td.bar.ours span { --fill: var(--bar); }
-figure { margin: 1rem 0; break-inside: avoid; }
+figure { margin: 1rem 0; }
 figure img { display: block; width: 100%; height: auto; border-radius: 0.5rem; }
 figure.narrow img { max-width: 56rem; }
 figcaption { padding-top: 0.5rem; max-width: 50rem; font-size: 0.85rem; overflow-wrap: anywhere; }
@@ -64,8 +64,10 @@ code { font-size: 0.92em; }
 summary { cursor: pointer; padding: 0.3rem 0; }
 footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line); color: var(--faint);
   font-size: 0.85rem; }
-@media print { body { max-width: none; padding: 0; font-size: 11px; } h2, h3 { break-after: avoid; }
-  tr { break-inside: avoid; } details::details-content { content-visibility: visible; block-size: auto; } }
+@media print { html, body { font-size: 11px; } body { max-width: none; padding: 0; } .wide { overflow: visible; }
+  table.even { min-width: 0; }
+  h2, h3, tbody th[colspan], summary { break-after: avoid; } tr, figure { break-inside: avoid; }
+  details::details-content { content-visibility: visible; block-size: auto; } }
 """
 
 

@@ -62,7 +62,7 @@ def _title(results: Results) -> str:
     if results.kind != "study":
         return f"{start}{results.kind if start else results.kind.capitalize()} with {results.runs[0].name}"
     counts = ((len(results.compared), "method", "compared"), (len(results.sweeps), "setting", "varied"))
-    return start + " and ".join(f"{n} {what}{'s' * (n > 1)} {done}" for n, what, done in counts if n)
+    return start + (" and ".join(f"{n} {what}{'s' * (n > 1)} {done}" for n, what, done in counts if n) or "no results")
 
 
 def _when(results: Results) -> str:

@@ -18,9 +18,9 @@ from custom_modules.writers import whole, write_json
 MEASURES = ("dice", "iou", "hd95", "volume_dice")
 
 
-def write_tables(output_dir: Path, study: Mapping) -> None:
+def write_tables(output_dir: Path, study: Mapping, repeats: Iterable[str]) -> None:
     """Writes `results.csv`, `results.json` and `results.md` of the cells in `output_dir`, in the study's order."""
-    results = read_results(output_dir, study["runs"], study["min_areas"])
+    results = read_results(output_dir, study["runs"], repeats, study["min_areas"])
     rows = [_flat(result) for result in results]
     text = io.StringIO()
     table = csv.DictWriter(text, rows[0] if rows else ["run"], lineterminator="\n")
@@ -33,12 +33,15 @@ def write_tables(output_dir: Path, study: Mapping) -> None:
     print(f"\n{markdown(results)}\nwritten to {output_dir}: results.csv, results.json, results.md", flush=True)
 
 
-def read_results(output_dir: Path, runs: Iterable[str], min_areas: Iterable[float]) -> list[dict]:
+def read_results(
+    output_dir: Path, runs: Iterable[str], repeats: Iterable[str], min_areas: Iterable[float]
+) -> list[dict]:
     """One summary (see `metrics.summarise`) for each run, smallest area and group of cases that has slices."""
-    results = []
+    results, repeats = [], list(repeats)
     for min_area in min_areas:
         for run in runs:
-            folders = sorted(path.parent for path in (output_dir / "cells" / run).glob("*/cell.json"))
+            cells = (output_dir / "cells" / run / repeat for repeat in repeats)
+            folders = [folder for folder in cells if (folder / "cell.json").is_file()]
             slices, volumes = [], []
             for repeat, folder in enumerate(folders):
                 rows = [_read(folder / "metrics" / name, repeat) for name in ("per_slice.csv", "per_volume.csv")]
@@ -51,6 +54,7 @@ def read_results(output_dir: Path, runs: Iterable[str], min_areas: Iterable[floa
                     facts = json.loads((folders[0] / "cell.json").read_text(encoding="utf-8"))
                     context = {"run": run, "group": group, "min_area": min_area, "repeats": len(folders)}
                     context |= {"settings": facts["settings"], "hardware": facts["hardware"]}
+                    context |= {"n_measurements": len(chosen[0]), "bundle": facts.get("bundle")}
                     results.append(summarise(*chosen, method=facts["settings"]["method"], **context))
     return results
 
@@ -84,7 +88,7 @@ def markdown(results: Iterable[Mapping]) -> str:
             lines += ["| --- | --- | --- | --- | --- | --- |"]
         cells = [_cell(result[key], 1 if key == "hd95" else 3) for key in MEASURES]
         if empty := result["hd95"]["n_undefined"]:
-            cells[2] += f", {empty} undefined"
+            cells[2] += f", undefined in {empty} of {result['n_measurements']}"
         cells.append(f"{number(result, 'seconds_per_slice'):.3g}")
         lines.append(f"| {' | '.join([result['run'], *cells])} |")
     legend = "Mean ± standard deviation over repeats (over patients). Dice, mIoU, HD95: over positive slices."

@@ -92,5 +92,5 @@ def write_study(root: Path, runs: Mapping[str, Mapping], cases: Mapping[str, int
             extra = run.get("shift", 0)
             shifts = {case: None if extra is None else shift + extra + seed for case, shift in cases.items()}
             write_cell(out / "cells" / name / f"seed{seed}", images, shifts, settings, volumes=seed == 0)
-    write_tables(out, {"runs": runs, "min_areas": [0]})
+    write_tables(out, {"runs": runs, "min_areas": [0]}, sorted({path.name for path in out.glob("cells/*/*")}))
     return out

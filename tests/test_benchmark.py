@@ -101,6 +101,7 @@ def test_what_is_done_is_not_done_again(done, dataset, trained, tmp_path, monkey
 
     conduct(done[0], out, dataset, "--ckpt_path", trained.weights, "--runs", "maps", "--num_draws=2")
     assert len(evaluated) == 3, "other settings are another result"
+    assert [row["run"] for row in rows(out / "results.csv")] == ["maps", "floor"], "the table shows all that is there"
 
 
 def test_a_volume_is_prepared_once(dataset, trained, tmp_path, monkeypatch):
@@ -185,11 +186,12 @@ def test_tables_by_hand(tmp_path):
     write_cell(tmp_path, "b", "seed0", [("p", 0.01, 0.2), ("p", 0.1, 0.4), ("q", 0.1, 0.6)])
     write_cell(tmp_path, "b", "seed1", [("p", 0.01, 0.4), ("p", 0.1, 0.6), ("q", 0.1, 0.8)])
     write_cell(tmp_path, "a", "seed0", [("p", 0.01, 0.0), ("q", 0.1, 1.0)])  # p has no large target
-    results = read_results(tmp_path, ["b", "a", "never run"], [0, 0.05])
+    results = read_results(tmp_path, ["b", "a", "never run"], ["seed0", "seed1"], [0, 0.05])
     assert [(r["run"], r["min_area"], r["n_slices"], r["repeats"]) for r in results] == [
         ("b", 0, 3, 2), ("a", 0, 2, 1), ("b", 0.05, 2, 2), ("a", 0.05, 1, 1)
     ]  # fmt: skip
-    assert [r["n_volumes"] for r in results] == [2, 2, 2, 1]
+    assert [r["n_volumes"] for r in results] == [2, 2, 2, 1] and [r["n_measurements"] for r in results] == [6, 2, 4, 1]
+    assert read_results(tmp_path, ["b"], ["seed1"], [0])[0]["repeats"] == 1  # what an earlier study left is not counted
     b, a = results[:2]
     assert b["dice"]["mean"] == pytest.approx(0.5) and b["iou"]["mean"] == pytest.approx(0.25)
     assert b["dice"]["std"] == pytest.approx(0.2 / 2**0.5)  # the repeats' means are 0.4 and 0.6
@@ -204,7 +206,7 @@ def test_tables_by_hand(tmp_path):
     )
     assert "**g: 2 patients, 2 slices (target at least 5% of the slice)**" in table
 
-    write_tables(tmp_path, {"runs": ["b", "a"], "min_areas": [0]})
+    write_tables(tmp_path, {"runs": ["b", "a"], "min_areas": [0]}, ["seed0", "seed1"])
     line = rows(tmp_path / "results.csv")[0]
     assert (line["run"], float(line["dice_mean"]), line["hd95_undefined"]) == ("b", pytest.approx(0.5), "0")
 
@@ -215,5 +217,5 @@ def test_groups_stand_apart(tmp_path):
     (tmp_path / "cells/a/seed0/metrics/per_slice.csv").write_text(text + "\nr,BraTS,0,0,0.1,0.8,0.4,8")
     volumes = (tmp_path / "cells/a/seed0/metrics/per_volume.csv").read_text()
     (tmp_path / "cells/a/seed0/metrics/per_volume.csv").write_text(volumes + "\nr,BraTS,0,0.3,0.5")
-    results = read_results(tmp_path, ["a"], [0])
+    results = read_results(tmp_path, ["a"], ["seed0"], [0])
     assert [(r["group"], r["dice"]["mean"]) for r in results] == [("BraTS", 0.8), ("LGG", 0.2)]

@@ -215,6 +215,7 @@ def test_provenance_tells_how_a_result_came_to_be(cases, tmp_path):
     assert facts == {
         "case": "case_fine",
         "image": cases[2]["image"],
+        "label": None,
         "slices_processed": 2,
         "settings": settings,
         # SHA-256 of "abc": FIPS 180-2, appendix B.1
