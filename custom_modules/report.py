@@ -202,8 +202,9 @@ def draw_gallery(
     settings, cases = read_results(output_dir).runs[0].settings, []
     places = {read_facts(place)["case"]: place for place in case_folders(output_dir)}
     for place in (place for name, place in places.items() if name in (names or places)):
-        wanted = settings.get("target_labels") if target_labels is None else target_labels
-        case = read_case(place, wanted, settings.get("slice_axis"))
+        recorded = {**settings, **read_facts(place).get("settings", {})}
+        wanted = recorded.get("target_labels") if target_labels is None else target_labels
+        case = read_case(place, wanted, recorded.get("slice_axis"))
         cases.append((case, case.largest(), f"{case.name}, slice {case.largest()}"))
     if not cases:
         raise NothingToDraw(f"no result to draw in {output_dir}; it holds {list(places)}.")

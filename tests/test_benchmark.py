@@ -80,7 +80,7 @@ def test_volumes_are_kept_for_the_first_repeat(done):
 
 def test_the_recorded_command_gives_the_same_numbers(done, tmp_path):
     cell = done[1] / "cells" / "maps" / "seed5"
-    words = shlex.split(json.loads((cell / "cell.json").read_text())["command"])
+    words = shlex.split(json.loads((cell / "cell.json").read_text(encoding="utf-8"))["command"])
     assert words[:4] == ["python", "-m", "monai.bundle", "run"]
     words[words.index("--output_dir") + 1] = str(tmp_path)
     monai_bundle(*words[3:], "--logging_file=False")
@@ -118,7 +118,7 @@ def test_a_volume_is_prepared_once(dataset, trained, tmp_path, monkeypatch):
 
 def test_folds_train_their_own_weights(dataset, tmp_path, monkeypatch):
     folds = []
-    cases = json.loads((dataset / "datalist.json").read_text())
+    cases = json.loads((dataset / "datalist.json").read_text(encoding="utf-8"))
     for k, test in enumerate(("test", "validation")):
         folds.append(tmp_path / f"fold{k}.json")
         folds[-1].write_text(json.dumps({"training": cases["training"], "validation": [], "test": cases[test]}))
@@ -136,9 +136,9 @@ def test_folds_train_their_own_weights(dataset, tmp_path, monkeypatch):
     for k, case in enumerate(("p3", "p2")):
         cell = tmp_path / "out" / "cells" / "maps" / f"fold{k}"
         weights = tmp_path / "out" / "models" / f"fold{k}" / "ckpt_path" / "model.pt"
-        assert json.loads((cell / "cell.json").read_text())["weights_sha256"] == benchmark.sha256(weights)
+        assert json.loads((cell / "cell.json").read_text(encoding="utf-8"))["weights_sha256"] == benchmark.sha256(weights)
         assert {row["case"] for row in rows(cell / "metrics" / "per_slice.csv")} == {case}
-    result = json.loads((tmp_path / "out" / "results.json").read_text())["results"][0]
+    result = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["results"][0]
     assert (result["n_volumes"], result["repeats"]) == (2, 2) and result["dice"]["std"] is not None
 
 
@@ -213,9 +213,9 @@ def test_tables_by_hand(tmp_path):
 
 def test_groups_stand_apart(tmp_path):
     write_cell(tmp_path, "a", "seed0", [("p", 0.1, 0.2)], group="LGG")
-    text = (tmp_path / "cells/a/seed0/metrics/per_slice.csv").read_text()
+    text = (tmp_path / "cells/a/seed0/metrics/per_slice.csv").read_text(encoding="utf-8")
     (tmp_path / "cells/a/seed0/metrics/per_slice.csv").write_text(text + "\nr,BraTS,0,0,0.1,0.8,0.4,8")
-    volumes = (tmp_path / "cells/a/seed0/metrics/per_volume.csv").read_text()
+    volumes = (tmp_path / "cells/a/seed0/metrics/per_volume.csv").read_text(encoding="utf-8")
     (tmp_path / "cells/a/seed0/metrics/per_volume.csv").write_text(volumes + "\nr,BraTS,0,0.3,0.5")
     results = read_results(tmp_path, ["a"], ["seed0"], [0])
     assert [(r["group"], r["dice"]["mean"]) for r in results] == [("BraTS", 0.8), ("LGG", 0.2)]

@@ -223,7 +223,7 @@ def segment(folder, codes="LPS", spacing=(1, 1, 4), turn=0.0, depth=slice(None),
     settings = {"output_dir": str(folder / "out"), "slice_axis": axis, "image_size": 48} | knobs
     for name, value in settings.items():
         parser[name] = value
-    inferer = SaliencyInferer(identity, gate="tags", erosion=parser["erosion"], amp=False)
+    inferer = SaliencyInferer(identity, gate="tags", erosion=parser.get_parsed_content("erosion"), amp=False)
     VolumeEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(CaseDataset([case], parser.get_parsed_content("preprocessing")), batch_size=1),

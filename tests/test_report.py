@@ -66,7 +66,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def text(study):
-    return write_report(study, study.parent / "report.html").read_text()
+    return write_report(study, study.parent / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def rows_of(page, first: str) -> dict[str, list[str]]:
 
 
 def test_numbers_are_those_of_the_results(study, page):
-    results = {r["run"]: r for r in json.loads((study / "results.json").read_text())["results"]}
+    results = {r["run"]: r for r in json.loads((study / "results.json").read_text(encoding="utf-8"))["results"]}
     rows = rows_of(page, "run")
     assert set(results) == set(RUNS) <= set(rows)
     for run, r in results.items():
@@ -141,7 +141,7 @@ def test_how_it_was_made_is_told(page):
 
 def test_case_names_are_text(tmp_path):
     out = write_study(tmp_path, {"cdm": {"method": "cdm"}, "floor": {"method": "intensity"}}, {HOSTILE: 0, "p1": 1})
-    text = write_report(out).read_text()
+    text = write_report(out).read_text(encoding="utf-8")
     page = Page(text)
     assert HOSTILE not in text and HOSTILE in page.text and len(page.pictures) == 2
     assert all(set(attrs) == {"src", "alt"} for tag, attrs in page.tags if tag == "img")
@@ -152,17 +152,17 @@ def test_what_is_missing_is_said(study, page, tmp_path, gone):
     shutil.copytree(study.parent, tmp_path / "copy")
     out = tmp_path / "copy" / "out"
     for path in out.rglob("*_provenance.json"):
-        path.write_text(path.read_text().replace(str(study.parent), str(tmp_path / "copy")))
+        path.write_text(path.read_text(encoding="utf-8").replace(str(study.parent), str(tmp_path / "copy")))
     for path in (tmp_path / "copy").rglob(gone):
         path.unlink()
-    without = Page(write_report(out).read_text())
+    without = Page(write_report(out).read_text(encoding="utf-8"))
     assert without.text.count("No pictures") == 2 and not without.pictures
     assert rows_of(without, "run") == rows_of(page, "run")
 
 
 def test_evaluation(study, tmp_path):
-    page = Page(write_report(study / "cells" / "cdm" / "seed0", tmp_path / "report.html").read_text())
-    summary = json.loads((study / "cells" / "cdm" / "seed0" / "metrics" / "summary.json").read_text())
+    page = Page(write_report(study / "cells" / "cdm" / "seed0", tmp_path / "report.html").read_text(encoding="utf-8"))
+    summary = json.loads((study / "cells" / "cdm" / "seed0" / "metrics" / "summary.json").read_text(encoding="utf-8"))
     assert rows_of(page, "run")["cdm"][1].split()[0] == f"{summary['dice']['mean']:.3f}" and "★" not in page.text
     assert rows_of(page, "case")["p1"][5:] == ["3", "0.25"]
     assert [alt for alt, _, _ in page.pictures] == [
@@ -173,8 +173,8 @@ def test_evaluation(study, tmp_path):
 def test_cases_of_the_training_list_are_counted(study, tmp_path):
     shutil.copytree(study / "cells" / "cdm" / "seed0", tmp_path / "out")
     table = tmp_path / "out" / "metrics" / "per_volume.csv"
-    table.write_text(table.read_text().replace("p1,group,0,0", "p1,group,0,1"))
-    assert "1 of the cases" in Page(write_report(tmp_path / "out").read_text()).text
+    table.write_text(table.read_text(encoding="utf-8").replace("p1,group,0,0", "p1,group,0,1"))
+    assert "1 of the cases" in Page(write_report(tmp_path / "out").read_text(encoding="utf-8")).text
 
 
 @pytest.fixture
@@ -184,12 +184,12 @@ def inference(study, tmp_path):
     shutil.copytree(study / "cells" / "cdm" / "seed0", out)
     shutil.rmtree(out / "metrics")
     path = out / "case2" / "case2_provenance.json"
-    path.write_text(path.read_text().replace("case2_flair", "gone_flair"))
+    path.write_text(path.read_text(encoding="utf-8").replace("case2_flair", "gone_flair"))
     return out
 
 
 def test_inference(inference):
-    page = Page(write_report(inference).read_text())
+    page = Page(write_report(inference).read_text(encoding="utf-8"))
     assert [alt.split()[-1] for alt, _, _ in page.pictures] == ["p1.", "p2."]
     assert "gone_flair.nii.gz any more" in page.text
     voxels = sum((2 * half) ** 2 for half in (2, 4, 3))
