@@ -136,7 +136,9 @@ def test_folds_train_their_own_weights(dataset, tmp_path, monkeypatch):
     for k, case in enumerate(("p3", "p2")):
         cell = tmp_path / "out" / "cells" / "maps" / f"fold{k}"
         weights = tmp_path / "out" / "models" / f"fold{k}" / "ckpt_path" / "model.pt"
-        assert json.loads((cell / "cell.json").read_text(encoding="utf-8"))["weights_sha256"] == benchmark.sha256(weights)
+        assert json.loads((cell / "cell.json").read_text(encoding="utf-8"))["weights_sha256"] == benchmark.sha256(
+            weights
+        )
         assert {row["case"] for row in rows(cell / "metrics" / "per_slice.csv")} == {case}
     result = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["results"][0]
     assert (result["n_volumes"], result["repeats"]) == (2, 2) and result["dice"]["std"] is not None
