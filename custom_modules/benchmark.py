@@ -9,6 +9,7 @@ trains its own weights first and is one repeat. Any other `--knob value` goes to
 
     OUT/cells/<run>/<repeat>/   the evaluation's output, and cell.json once it went well
     OUT/models/<repeat>/        weights and checkpoints of a fold
+    OUT/study.json              what all cells share
     OUT/results.csv, results.json, results.md, report.html, and the pictures for which there are volumes
 
 What is there already is not done again: an interrupted study continues, a failed run is reported and the others are
@@ -101,6 +102,10 @@ class Study:
         datalists: one, or one a fold.
         knobs: {knob: value} for every run.
         only: names of the runs to do; None: all. The tables show all that are there.
+        models_dir: where the folds' weights are, or come to be; None: `OUT/models`.
+
+    Raises:
+        ValueError: if OUT holds a study on other data or with other knobs, or a knob would replace a fold's weights.
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class Study:
         datalists: Sequence[str],
         knobs: Mapping[str, Any],
         only: Sequence[str] | None = None,
+        models_dir: Path | None = None,
     ) -> None:
         self.study, self.output_dir, self.dataset_dir = study, Path(output_dir), dataset_dir
         self.knobs, self.folded = dict(knobs), len(datalists) > 1
@@ -120,8 +126,27 @@ class Study:
             self.repeats = {f"fold{k}": {"datalist": datalist} for k, datalist in enumerate(datalists)}
         else:
             self.repeats = {f"seed{seed}": {"datalist": datalists[0], "seed": seed} for seed in study["seeds"]}
+        if self.folded and (clash := sorted(set(knobs) & set(study["training"]))):
+            raise ValueError(f"several datalists are folds, and each trains its own weights; leave out {clash}.")
+        self.models_dir = self.output_dir / "models" if models_dir is None else Path(models_dir)
+        self._claim()
         self.shared: dict[str, dict[str, Any]] = {}
+        self.weights: dict[tuple[str, str], str] = {}
         self.failures: dict[str, str] = {}
+
+    def _claim(self) -> None:
+        """Notes in `study.json` what is the same for all cells: one table must not mix data or settings."""
+        mine = {
+            "dataset_dir": self.dataset_dir,
+            "repeats": self.repeats,
+            "base": self.study["base"],
+            "knobs": self.knobs,
+        }
+        path, mine = self.output_dir / "study.json", json.loads(json.dumps(mine))
+        if path.is_file() and (there := json.loads(path.read_text(encoding="utf-8"))) != mine:
+            differing = [key for key in mine if there.get(key) != mine[key]]
+            raise ValueError(f"{self.output_dir} holds a study with other {differing}; give another --output_dir.")
+        write_json(path, mine)
 
     def run(self) -> None:
         """Trains where there are folds, evaluates every cell that is not there yet, writes tables, pictures, report.
@@ -130,8 +155,11 @@ class Study:
             RuntimeError: at the end, if runs failed.
         """
         for repeat in self.repeats:
-            if self.folded:
+            try:
                 self._train(repeat)
+            except subprocess.CalledProcessError as error:
+                self.failures[f"training, {repeat}"] = f"exit status {error.returncode}, see above"
+                continue
             for name, knobs in self.runs.items():
                 try:
                     self._cell(name, repeat, knobs)
@@ -148,10 +176,10 @@ class Study:
 
     def _train(self, repeat: str) -> None:
         """Trains the fold's weights, or finishes their training, in a process each, and points the knobs to them."""
-        for knob, training in self.study["training"].items():
+        for knob, training in self.study["training"].items() if self.folded else ():
             if not set(training.get("runs", self.runs)) & set(self.runs):
                 continue
-            folder = self.output_dir / "models" / repeat / knob
+            folder = self.models_dir / repeat / knob
             config = ConfigParser.load_config_files(training["config_file"])
             given = {"dataset_dir": self.dataset_dir, "datalist": self.repeats[repeat]["datalist"]}
             given |= {"output_dir": str(folder), "ckpt_dir": str(folder)}
@@ -159,20 +187,23 @@ class Study:
             print(f"\n==== {repeat}: training for {knob} in {folder}", flush=True)
             words = bundle_command("training", training["config_file"], given)
             subprocess.run([sys.executable, *words[1:]], check=True)
-            self.repeats[repeat][knob] = str(folder / training["weights"])
+            self.weights[repeat, knob] = str(folder / training["weights"])
 
     def _cell(self, name: str, repeat: str, knobs: Mapping[str, Any]) -> None:
         """Evaluates one run in one repeat, unless it stands there already."""
         folder = self.output_dir / "cells" / name / repeat
         further = not self.folded and repeat != next(iter(self.repeats))  # seeds after the first
         given = {"dataset_dir": self.dataset_dir} | self.repeats[repeat] | self.study["base"]
+        given |= {knob: path for (trained, knob), path in self.weights.items() if trained == repeat}
         given |= {k: v for k, v in self.knobs.items() if find_knob(k, self.config) is None} | dict(knobs)
         parser = self._parser(given | {"output_dir": str(folder)})
         if further:  # numbers, but no second set of volumes
             steps = parser.get("postprocessing#transforms")
             parser["postprocessing#transforms"] = [step for step in steps if step.get("_target_") != "SaveImaged"]
-        weights = parser.get_parsed_content("weights")
-        cell = {"given": given, "weights_sha256": sha256(weights), "custom_modules": __version__}
+        settings = json.loads(json.dumps(parser.get_parsed_content("settings")))
+        cell = {"given": given, "settings": settings, "custom_modules": __version__}
+        cell |= {"weights_sha256": sha256(parser.get_parsed_content("weights"))}
+        cell |= {"datalist_sha256": sha256(given["datalist"])}
         record = folder / "cell.json"
         if record.is_file() and json.loads(record.read_text(encoding="utf-8")).items() >= cell.items():
             return
@@ -188,7 +219,6 @@ class Study:
             "command": shlex.join(bundle_command(None, self.study["config_file"], given | {"output_dir": str(folder)})),
             "bundle": Path(parser.get("bundle_root")).name,
             "section": parser.get("section"),
-            "settings": parser.get_parsed_content("settings"),
             "versions": {"monai": monai.__version__, "torch": torch.__version__, "python": platform.python_version()},
             "hardware": hardware(torch.device(parser.get_parsed_content("device"))),
         }
@@ -198,7 +228,8 @@ class Study:
         """The configs with what is given, their prepared volumes shared with every run on the same datalist."""
         parser = ConfigParser()
         parser.read_config(self.study["config_file"])
-        parser.update({"bundle_root": str(Path(self.study["config_file"][0]).parent.parent), **given})
+        bundle_root = str(Path(self.study["config_file"][0]).parent.parent)
+        parser.update({"bundle_root": bundle_root, **given, "num_workers": 0})  # a worker's cache would end with it
         key = given["datalist"]
         if key not in self.shared:
             dataset = PreparedCases(parser.get_parsed_content("dataset"))
@@ -233,23 +264,32 @@ def hardware(device: torch.device) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Evaluate many methods or settings under one protocol.")
+    parser = argparse.ArgumentParser(
+        description="Evaluate many methods or settings under one protocol.",
+        epilog="Any other --knob value goes to every config that knows it; it comes after the study.",
+        allow_abbrev=False,
+    )
     parser.add_argument("study", type=Path, help="benchmark.yaml or ablation.yaml of a bundle")
     parser.add_argument("--dataset_dir", required=True)
     parser.add_argument("--datalist", required=True, nargs="+", help="one; or one for each fold, which is then trained")
     parser.add_argument("--output_dir", required=True, type=Path)
     parser.add_argument("--runs", nargs="+", help="names of the runs to do; all without it")
     parser.add_argument("--seeds", nargs="+", type=int, help="of the noise; those of the study without it")
+    parser.add_argument("--models_dir", type=Path, help="weights of folds, from another study's OUT/models")
     options, rest = parser.parse_known_args(argv)
+    try:
+        _conduct(options, rest)
+    except (RuntimeError, ValueError) as error:
+        raise SystemExit(str(error)) from None
+
+
+def _conduct(options: argparse.Namespace, rest: Sequence[str]) -> None:
     study = read_study(options.study)
     study["seeds"] = options.seeds or study["seeds"]
     if unknown := sorted(set(options.runs or []) - set(study["runs"])):
         raise SystemExit(f"--runs: {options.study} has no {unknown}; it has {list(study['runs'])}.")
-    try:
-        knobs = read_knobs(rest, study)
-        Study(study, options.output_dir, options.dataset_dir, options.datalist, knobs, options.runs).run()
-    except RuntimeError as error:
-        raise SystemExit(str(error)) from None
+    knobs, folder = read_knobs(rest, study), options.output_dir
+    Study(study, folder, options.dataset_dir, options.datalist, knobs, options.runs, options.models_dir).run()
 
 
 def read_knobs(words: Sequence[str], study: Mapping) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_every_run_is_repeated_but_those_without_noise(done):
 
 def test_tables_pictures_and_report_are_written(done):
     written = {path.name for path in done[1].iterdir() if path.is_file()}
-    assert written == {"results.csv", "results.json", "results.md", "comparison.png", "report.html"}
+    assert written == {"study.json", "results.csv", "results.json", "results.md", "comparison.png", "report.html"}
     assert [row["run"] for row in rows(done[1] / "results.csv")] == ["maps", "floor"]
 
 
@@ -99,9 +99,20 @@ def test_what_is_done_is_not_done_again(done, dataset, trained, tmp_path, monkey
         conduct(done[0], out, dataset, "--ckpt_path", trained.weights)
     assert len(evaluated) == 1 and cells(out) == cells(done[1])
 
-    conduct(done[0], out, dataset, "--ckpt_path", trained.weights, "--runs", "maps", "--num_draws=2")
-    assert len(evaluated) == 3, "other settings are another result"
+    (out / "cells" / "maps" / "seed5" / "cell.json").write_text(
+        (out / "cells" / "maps" / "seed5" / "cell.json")
+        .read_text(encoding="utf-8")
+        .replace('"erosion": 3', '"erosion": 2')
+    )  # as if the config had been edited since
+    conduct(done[0], out, dataset, "--ckpt_path", trained.weights, "--runs", "maps")
+    assert len(evaluated) == 2, "other settings are another result"
     assert [row["run"] for row in rows(out / "results.csv")] == ["maps", "floor"], "the table shows all that is there"
+
+
+@pytest.mark.parametrize(("more", "what"), [(["--num_draws=2"], "knobs"), (["--seeds", "0"], "repeats")])
+def test_one_folder_holds_one_study(done, dataset, trained, more, what):
+    with pytest.raises(SystemExit, match=rf"other \['{what}'\]; give another --output_dir"):
+        conduct(done[0], done[1], dataset, "--ckpt_path", trained.weights, *more)
 
 
 def test_a_volume_is_prepared_once(dataset, trained, tmp_path, monkeypatch):
@@ -147,12 +158,28 @@ def test_folds_train_their_own_weights(dataset, tmp_path, monkeypatch):
 # ---- what is given
 
 
+def test_a_training_that_fails_is_reported(dataset, tmp_path, monkeypatch):
+    def fails(words, check):
+        raise subprocess.CalledProcessError(3, words)
+
+    monkeypatch.setattr(subprocess, "run", fails)
+    training = {"ckpt_path": {"config_file": [str(REPO / config("brats_flair", "train"))], "weights": "model.pt"}}
+    study = study_file(tmp_path, {"maps": {"method": "cdm"}}, training=training)
+    lists = [dataset / "datalist.json", dataset / "tags_only.json"]
+    with pytest.raises(SystemExit, match="2 runs failed(.|\n)*training, fold1: exit status 3"):
+        conduct(study, tmp_path / "out", dataset, "--datalist", *lists)
+
+
 def test_a_sweep_is_a_run_a_value(tmp_path):
     study = benchmark.read_study(study_file(tmp_path, {}, base={"method": "cg_cdm"}, sweeps={"tau": [0.5, 0.9]}))
     assert study["runs"] == {"tau=0.5": {"tau": 0.5}, "tau=0.9": {"tau": 0.9}}
 
 
 def test_what_cannot_be_a_study_is_refused(dataset, tmp_path):
+    with pytest.raises(SystemExit, match="each trains its own weights"):
+        lists = [dataset / "datalist.json", dataset / "tags_only.json"]
+        training = {"ckpt_path": {"config_file": [str(REPO / config("brats_flair", "train"))], "weights": "model.pt"}}
+        conduct(study_file(tmp_path, RUNS, training=training), tmp_path, dataset, "--datalist", *lists, "--ckpt_path=x")
     with pytest.raises(ValueError, match="no runs and no sweeps"):
         benchmark.read_study(study_file(tmp_path, {}))
     with pytest.raises(ValueError, match=r"'big'.*image_size.*share"):
