@@ -19,10 +19,8 @@ finished. A volume is read and prepared once for all runs.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
-import platform
 import shlex
 import subprocess
 import sys
@@ -32,14 +30,13 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import monai
 import torch
 import yaml
 from monai.bundle import ConfigParser
 from torch.utils.data import Dataset
 
 from custom_modules import __version__
-from custom_modules.engines import reason
+from custom_modules.engines import VERSIONS, reason, sha256
 from custom_modules.figures import draw_study
 from custom_modules.knobs import find_knob
 from custom_modules.report import write_report
@@ -196,7 +193,8 @@ class Study:
         given = {"dataset_dir": self.dataset_dir} | self.repeats[repeat] | self.study["base"]
         given |= {knob: path for (trained, knob), path in self.weights.items() if trained == repeat}
         given |= {k: v for k, v in self.knobs.items() if find_knob(k, self.config) is None} | dict(knobs)
-        parser = self._parser(given | {"output_dir": str(folder)})
+        placed = given | {"output_dir": str(folder)}  # a folder that was moved holds the same results
+        parser = self._parser(placed)
         if further:  # numbers, but no second set of volumes
             steps = parser.get("postprocessing#transforms")
             parser["postprocessing#transforms"] = [step for step in steps if step.get("_target_") != "SaveImaged"]
@@ -216,10 +214,10 @@ class Study:
         self._prune(folder)
         facts = {
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "command": shlex.join(bundle_command(None, self.study["config_file"], given | {"output_dir": str(folder)})),
+            "command": shlex.join(bundle_command(None, self.study["config_file"], placed)),
             "bundle": Path(parser.get("bundle_root")).name,
             "section": parser.get("section"),
-            "versions": {"monai": monai.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            "versions": VERSIONS,
             "hardware": hardware(torch.device(parser.get_parsed_content("device"))),
         }
         write_json(record, cell | facts)
@@ -249,11 +247,6 @@ def bundle_command(run_id: str | None, config_file: Sequence[str], knobs: Mappin
     """The words of `python -m monai.bundle run ...`."""
     words = ["python", "-m", "monai.bundle", "run", *([run_id] if run_id else []), "--config_file", str(config_file)]
     return words + [word for knob, value in knobs.items() for word in (f"--{knob}", str(value))]
-
-
-def sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hardware(device: torch.device) -> str:

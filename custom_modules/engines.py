@@ -24,6 +24,12 @@ from custom_modules.writers import write_json
 
 logger = logging.getLogger(__name__)
 ERROR = "error"
+VERSIONS = {
+    "custom_modules": __version__,
+    "monai": monai.__version__,
+    "torch": torch.__version__,
+    "python": platform.python_version(),
+}
 
 
 def reason(error: BaseException) -> str:
@@ -31,6 +37,12 @@ def reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class CaseDataset(Dataset):
@@ -127,10 +139,7 @@ class Provenance:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def _hash(self, engine: Engine) -> None:
-        self.weights_sha256 = None
-        if self.ckpt_path:
-            with open(self.ckpt_path, "rb") as file:
-                self.weights_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.weights_sha256 = sha256(self.ckpt_path) if self.ckpt_path else None
 
     def __call__(self, engine: Engine) -> None:
         for item in engine.state.output:
@@ -142,11 +151,6 @@ class Provenance:
                 "seconds_per_slice": item["seconds_per_slice"],
                 "settings": self.settings,
                 "weights_sha256": self.weights_sha256,
-                "versions": {
-                    "custom_modules": __version__,
-                    "monai": monai.__version__,
-                    "torch": torch.__version__,
-                    "python": platform.python_version(),
-                },
+                "versions": VERSIONS,
             }
             write_json(self.output_dir / item["stem"] / f"{item['stem']}_provenance.json", facts)

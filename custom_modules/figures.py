@@ -28,21 +28,6 @@ STRIPS = ("guidance_scale", "num_steps")
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")  # told apart by colour-blind eyes (Okabe and Ito)
 
 
-def draw_comparison(output_dir: str | Path, output: Path, cases: Sequence[str] = ()) -> Path:
-    """Writes figure 2 of a study as PNG; see `comparison`."""
-    return save(comparison(read_results(output_dir), cases=cases), output)
-
-
-def draw_ablation(output_dir: str | Path, output: Path) -> Path:
-    """Writes figure 3 of a study as PNG; see `ablation`."""
-    return save(ablation(read_results(output_dir)), output)
-
-
-def draw_strips(output_dir: str | Path, output: Path, knobs: Sequence[str] = ()) -> Path:
-    """Writes figures 4 and 5 of a study as one PNG; see `strips`."""
-    return save(strips(read_results(output_dir), knobs), output)
-
-
 def draw_study(output_dir: str | Path) -> list[Path]:
     """Writes every figure that a study's folder has the runs and the volumes for, into that folder.
 

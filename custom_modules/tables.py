@@ -20,7 +20,7 @@ MEASURES = ("dice", "iou", "hd95", "volume_dice")
 
 def write_tables(output_dir: Path, study: Mapping, repeats: Iterable[str]) -> None:
     """Writes `results.csv`, `results.json` and `results.md` of the cells in `output_dir`, in the study's order."""
-    results = read_results(output_dir, study["runs"], repeats, study["min_areas"])
+    results = summarise_cells(output_dir, study["runs"], repeats, study["min_areas"])
     rows = [_flat(result) for result in results]
     text = io.StringIO()
     table = csv.DictWriter(text, rows[0] if rows else ["run"], lineterminator="\n")
@@ -33,7 +33,7 @@ def write_tables(output_dir: Path, study: Mapping, repeats: Iterable[str]) -> No
     print(f"\n{markdown(results)}\nwritten to {output_dir}: results.csv, results.json, results.md", flush=True)
 
 
-def read_results(
+def summarise_cells(
     output_dir: Path, runs: Iterable[str], repeats: Iterable[str], min_areas: Iterable[float]
 ) -> list[dict]:
     """One summary (see `metrics.summarise`) for each run, smallest area and group of cases that has slices."""

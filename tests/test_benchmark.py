@@ -15,7 +15,7 @@ from conftest import REPO, SHORT, TINY, config, monai_bundle
 
 from custom_modules import benchmark
 from custom_modules.engines import CaseDataset, VolumeEvaluator
-from custom_modules.tables import markdown, read_results, write_tables
+from custom_modules.tables import markdown, summarise_cells, write_tables
 
 FAST = ["--num_draws=1", *(knob for knob in TINY if not knob.startswith("--logging_file"))]
 
@@ -215,12 +215,13 @@ def test_tables_by_hand(tmp_path):
     write_cell(tmp_path, "b", "seed0", [("p", 0.01, 0.2), ("p", 0.1, 0.4), ("q", 0.1, 0.6)])
     write_cell(tmp_path, "b", "seed1", [("p", 0.01, 0.4), ("p", 0.1, 0.6), ("q", 0.1, 0.8)])
     write_cell(tmp_path, "a", "seed0", [("p", 0.01, 0.0), ("q", 0.1, 1.0)])  # p has no large target
-    results = read_results(tmp_path, ["b", "a", "never run"], ["seed0", "seed1"], [0, 0.05])
+    results = summarise_cells(tmp_path, ["b", "a", "never run"], ["seed0", "seed1"], [0, 0.05])
     assert [(r["run"], r["min_area"], r["n_slices"], r["repeats"]) for r in results] == [
         ("b", 0, 3, 2), ("a", 0, 2, 1), ("b", 0.05, 2, 2), ("a", 0.05, 1, 1)
     ]  # fmt: skip
     assert [r["n_volumes"] for r in results] == [2, 2, 2, 1] and [r["n_measurements"] for r in results] == [6, 2, 4, 1]
-    assert read_results(tmp_path, ["b"], ["seed1"], [0])[0]["repeats"] == 1  # what an earlier study left is not counted
+    only = summarise_cells(tmp_path, ["b"], ["seed1"], [0])  # what an earlier study left is not counted
+    assert only[0]["repeats"] == 1
     b, a = results[:2]
     assert b["dice"]["mean"] == pytest.approx(0.5) and b["iou"]["mean"] == pytest.approx(0.25)
     assert b["dice"]["std"] == pytest.approx(0.2 / 2**0.5)  # the repeats' means are 0.4 and 0.6
@@ -246,5 +247,5 @@ def test_groups_stand_apart(tmp_path):
     (tmp_path / "cells/a/seed0/metrics/per_slice.csv").write_text(text + "\nr,BraTS,0,0,0.1,0.8,0.4,8")
     volumes = (tmp_path / "cells/a/seed0/metrics/per_volume.csv").read_text(encoding="utf-8")
     (tmp_path / "cells/a/seed0/metrics/per_volume.csv").write_text(volumes + "\nr,BraTS,0,0.3,0.5")
-    results = read_results(tmp_path, ["a"], ["seed0"], [0])
+    results = summarise_cells(tmp_path, ["a"], ["seed0"], [0])
     assert [(r["group"], r["dice"]["mean"]) for r in results] == [("BraTS", 0.8), ("LGG", 0.2)]
