@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from custom_modules.diffusion import Diffusion
+from custom_modules.networks import autocast
 from custom_modules.saliency import classifier_gradient
 
 
@@ -36,14 +37,20 @@ class CounterfactualSaliency:
         guidance_scale: s; 0 leaves the classifier out, and the reconstruction is the slice but for discretisation.
         stride: timesteps a step; the network is called 2 ceil((L + 1) / stride) times. 1 is the paper's. The guidance
             of a step grows with its length, so s means the same at every stride.
-
-    Runs in float32, as the other methods.
+        amp: bf16 where the hardware has it.
 
     Raises:
         ValueError: if a setting is out of its range.
     """
 
-    def __init__(self, diffusion: Diffusion, noise_level: int, guidance_scale: float = 100.0, stride: int = 1) -> None:
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        noise_level: int,
+        guidance_scale: float = 100.0,
+        stride: int = 1,
+        amp: bool = True,
+    ) -> None:
         last = diffusion.num_train_timesteps - 1
         if not isinstance(noise_level, int) or not 1 <= noise_level <= last:
             raise ValueError(
@@ -55,7 +62,7 @@ class CounterfactualSaliency:
             raise ValueError(
                 f"stride must be an integer >= 1 and <= noise_level (L); got stride={stride}, L={noise_level}."
             )
-        self.diffusion, self.guidance_scale = diffusion, guidance_scale
+        self.diffusion, self.guidance_scale, self.amp = diffusion, guidance_scale, amp
         # From the clean image (t = -1, where abar = 1) to L exactly; the last step up may be shorter than the others.
         self.timesteps = [*range(-1, noise_level, stride), noise_level]
 
@@ -68,14 +75,15 @@ class CounterfactualSaliency:
         x_t = x_0.float()
         y_0 = torch.zeros(len(x_t), dtype=torch.long, device=x_t.device)
         path = [torch.full_like(y_0, t) for t in self.timesteps]
-        with torch.no_grad(), torch.autocast(x_t.device.type, enabled=False):
+        with torch.no_grad(), autocast(x_t.device, self.amp):
             for t, t_next in pairwise(path):  # encode: -1 -> ... -> L
-                eps_hat = network(x_t, t.clamp(min=0), y_0)  # the network knows no t = -1; index 0 is nearest to clean
+                # The network knows no t = -1; index 0 is nearest to clean.
+                eps_hat = network(x_t, t.clamp(min=0), y_0).float()
                 x_t = self.diffusion.ddim_step(x_t, eps_hat, t, t_next)  # Eq. (5), upwards
             for t, t_next in pairwise(reversed(path)):  # decode: L -> ... -> -1
-                eps_hat = network(x_t, t, y_0)
+                eps_hat = network(x_t, t, y_0).float()
                 if self.guidance_scale:
                     scale = self.guidance_scale * (1 - self.diffusion.alpha_bar(t, x_t)).sqrt()
-                    eps_hat = eps_hat - scale * classifier_gradient(network, x_t, t, y_0)
+                    eps_hat = eps_hat - scale * classifier_gradient(network, x_t, t)[0]
                 x_t = self.diffusion.ddim_step(x_t, eps_hat, t, t_next)  # Eq. (5)
         return x_t

@@ -21,24 +21,40 @@ import torch
 from torch import nn
 
 from custom_modules.diffusion import Diffusion
+from custom_modules.forward_mode import Dual
+from custom_modules.networks import autocast
+
+DERIVATIVES = ("finite_difference", "exact")
+MAX_TAU_BF16 = 0.5
 
 
-def classifier_gradient(network: nn.Module, x_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Gradient of log p(y | x_t) with respect to x_t, (B, C, H, W), for `t` and `y` (B,) int; under `no_grad` too."""
+def classifier_gradient(network: nn.Module, x_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of log p(y0 | x_t) and of log p(y1 | x_t) with respect to x_t, each (B, C, H, W), for `t` (B,) int.
+
+    One backward pass gives both: with logits z, p(y1) = sigmoid(z_1 - z_0), so that with g = grad (z_1 - z_0)
+
+        grad log p(y0) = -p(y1) g,    grad log p(y1) = p(y0) g,    and their difference is g.
+
+    It works under `no_grad`, too.
+    """
     with torch.enable_grad():
         x_t = x_t.detach().requires_grad_()
-        log_p = nn.functional.log_softmax(network.classify(x_t, t), dim=1)
-        return torch.autograd.grad(log_p.gather(1, y[:, None]).sum(), x_t)[0]
+        z_0, z_1 = network.classify(x_t, t).float().unbind(dim=1)
+        g = torch.autograd.grad((z_1 - z_0).sum(), x_t)[0]
+    p_1 = (z_1 - z_0).detach().sigmoid().view(-1, *[1] * (x_t.ndim - 1))
+    return -p_1 * g, (1 - p_1) * g
 
 
 def slice_noise(like: torch.Tensor, seed: int, draw: int, slices: Sequence[int]) -> torch.Tensor:
     """Standard normal noise like `like` (B, C, H, W), for which slice `slices[i]` always gets the same draw.
 
-    A generator a slice makes the map independent of the batch size and of the order in which slices are visited.
+    A generator a slice makes the map independent of the batch size and of the order in which slices are visited. Draws
+    come in antithetic pairs, eps and -eps: most of a map's error is odd in eps and cancels within a pair.
     """
     generator = torch.Generator()
-    seeds = [((seed * 1_000_003 + draw) * 65_537 + index) % 2**63 for index in slices]  # what a generator takes
-    return torch.stack([torch.randn(like.shape[1:], generator=generator.manual_seed(s)) for s in seeds]).to(like)
+    seeds = [((seed * 1_000_003 + draw // 2) * 65_537 + index) % 2**63 for index in slices]  # what a generator takes
+    eps = torch.stack([torch.randn(like.shape[1:], generator=generator.manual_seed(s)) for s in seeds]).to(like)
+    return -eps if draw % 2 else eps
 
 
 class DiffusionSaliency:
@@ -48,13 +64,14 @@ class DiffusionSaliency:
         diffusion: the schedule.
         noise_level: Q, or several whose maps are averaged.
         num_steps: R, unit steps t -> t - 1 from t = Q.
-        num_draws: noise draws averaged at each level.
+        num_draws: noise draws averaged at each level, in antithetic pairs.
         tau: share of y1 in the second condition, in [0, 1).
         guidance_scale: s; 0 leaves the classifier out (CDM).
-        derivative: how the derivative is taken; `finite_difference` as in the paper.
+        derivative: `finite_difference` as in the paper; `exact` is its limit for tau -> 1, by forward-mode
+            differentiation along y1 - y0. There the weight of the guidance is kept at s / (1 - tau).
         seed: of the noise.
-
-    Runs in float32: in bf16 the finite difference at tau = 0.95 loses most of its digits.
+        amp: bf16 where the hardware has it and the map keeps its digits: a finite difference divides the rounding error
+            by 1 - tau, so above `MAX_TAU_BF16` it stays in float32. The exact derivative does not cancel digits.
 
     Raises:
         ValueError: if a setting is out of its range.
@@ -70,6 +87,7 @@ class DiffusionSaliency:
         guidance_scale: float = 0.0,
         derivative: str = "finite_difference",
         seed: int = 0,
+        amp: bool = True,
     ) -> None:
         levels = list(noise_level) if isinstance(noise_level, Sequence) else [noise_level]
         last = diffusion.num_train_timesteps - 1
@@ -85,37 +103,55 @@ class DiffusionSaliency:
             raise ValueError(f"tau must be in [0, 1): at 1 the two conditions are the same; got {tau}.")
         if not guidance_scale >= 0:
             raise ValueError(f"guidance_scale (s) must be >= 0; got {guidance_scale}.")
-        if derivative != "finite_difference":
-            raise ValueError(f"derivative must be one of ['finite_difference']; got {derivative!r}.")
+        if derivative not in DERIVATIVES:
+            raise ValueError(f"derivative must be one of {list(DERIVATIVES)}; got {derivative!r}.")
         self.diffusion, self.levels, self.num_steps, self.num_draws = diffusion, levels, num_steps, num_draws
         self.tau, self.guidance_scale, self.seed = tau, guidance_scale, seed
+        self.exact = derivative == "exact"
+        self.bf16 = amp and (self.exact or tau <= MAX_TAU_BF16)
 
     def __call__(self, x_0: torch.Tensor, network: nn.Module, slices: Sequence[int]) -> torch.Tensor:
         """Saliency (B, 1, H, W) float32, signed, of `x_0` (B, 1, H, W) in [-1, 1]; `slices` seed the noise."""
         x_0 = x_0.float()
-        with torch.no_grad(), torch.autocast(x_0.device.type, enabled=False):
-            maps = [
-                self._one_map(x_0, network, noise_level, slice_noise(x_0, self.seed, draw, slices))
-                for noise_level in self.levels
-                for draw in range(self.num_draws)
-            ]
-            return torch.stack(maps).mean(dim=0)
+        one_map = self._exact if self.exact else self._finite_difference
+        maps = []
+        with torch.no_grad(), autocast(x_0.device, self.bf16):
+            for draw in range(self.num_draws):
+                eps = slice_noise(x_0, self.seed, draw, slices)
+                for noise_level in self.levels:
+                    t = torch.full((len(x_0),), noise_level, device=x_0.device)
+                    maps.append(one_map(self.diffusion.add_noise(x_0, eps, t), t, network))  # Eq. (2), t = Q
+        return torch.stack(maps).mean(dim=0)
 
-    def _one_map(self, x_0: torch.Tensor, network: nn.Module, noise_level: int, eps: torch.Tensor) -> torch.Tensor:
-        batch = len(x_0)
-        y = torch.tensor([[0.0, 1.0], [1 - self.tau, self.tau]], device=x_0.device).repeat_interleave(batch, 0)
-        towards = torch.tensor([1, 0], device=x_0.device).repeat_interleave(batch)
-        t = torch.full((2 * batch,), noise_level, device=x_0.device)
-        x_t = self.diffusion.add_noise(x_0, eps, t[:batch])  # Eq. (2), t = Q
-        x_t = torch.cat([x_t, x_t])  # the trajectory of y1, and x'_t of the mixture
-        a = torch.zeros_like(x_0)
-        for _ in range(self.num_steps):  # t = Q, Q - 1, ..., Q - R + 1
-            eps_hat = network(x_t, t, y)
+    def _finite_difference(self, x_t: torch.Tensor, t: torch.Tensor, network: nn.Module) -> torch.Tensor:
+        batch, a = len(x_t), torch.zeros_like(x_t)
+        y = torch.tensor([[0.0, 1.0], [1 - self.tau, self.tau]], device=x_t.device).repeat_interleave(batch, 0)
+        x_t, t = torch.cat([x_t, x_t]), torch.cat([t, t])  # the trajectory of y1, and x'_t of the mixture, as one batch
+        for step in range(self.num_steps):  # t = Q, Q - 1, ..., Q - R + 1
+            eps_hat = network(x_t, t, y).float()
             if self.guidance_scale:
+                distinct = x_t[:batch] if step == 0 else x_t  # x'_Q = x_Q
+                to_y0, to_y1 = classifier_gradient(network, distinct, t[: len(distinct)])
                 scale = self.guidance_scale * (1 - self.diffusion.alpha_bar(t, x_t)).sqrt()
-                eps_hat = eps_hat - scale * classifier_gradient(network, x_t, t, towards)
+                eps_hat = eps_hat - scale * torch.cat([to_y1[:batch], to_y0[-batch:]])
             x_t = self.diffusion.ddim_step(x_t, eps_hat, t)  # Eq. (5)
             a += (x_t[:batch] - x_t[batch:]) / (1 - self.tau)
+            t = t - 1
+        return a
+
+    def _exact(self, x_t: torch.Tensor, t: torch.Tensor, network: nn.Module) -> torch.Tensor:
+        dx, a = torch.zeros_like(x_t), torch.zeros_like(x_t)  # dx_t: how x_t changes with the condition, 0 at t = Q
+        y, dy = (torch.tensor([v], device=x_t.device).expand(len(x_t), 2) for v in ([0.0, 1.0], [-1.0, 1.0]))
+        for step in range(self.num_steps):
+            eps_hat = network(x_t if step == 0 else Dual(x_t, dx), t, Dual(y, dy))
+            eps_hat, d_eps = eps_hat.primal.float(), eps_hat.tangent.float()
+            if self.guidance_scale:  # x'_t -> x_t, where the two guidances still differ
+                to_y0, to_y1 = classifier_gradient(network, x_t, t)
+                scale = self.guidance_scale / (1 - self.tau) * (1 - self.diffusion.alpha_bar(t, x_t)).sqrt()
+                d_eps = d_eps - scale * (to_y1 - to_y0)
+            # Eq. (5) is linear in x_t and eps_hat, so it is its own derivative.
+            x_t, dx = self.diffusion.ddim_step(x_t, eps_hat, t), self.diffusion.ddim_step(dx, d_eps, t)
+            a += dx
             t = t - 1
         return a
 

@@ -17,10 +17,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny_network import tiny_network
 from torch import nn
 
 from custom_modules.diffusion import Diffusion
-from custom_modules.saliency import DiffusionSaliency, IntensityFloor, classifier_gradient, slice_noise
+from custom_modules.saliency import (
+    MAX_TAU_BF16,
+    DiffusionSaliency,
+    IntensityFloor,
+    classifier_gradient,
+    slice_noise,
+)
 
 SIZE, SIGMA = 8, 0.3
 SLICES = [5, 0, 17]
@@ -185,11 +192,12 @@ def test_visits_q_down_to_q_minus_r_plus_1_with_both_conditions():
 
 def test_classifier_gradient_by_its_formula():
     network, x_t = Gaussian(), images()
-    t, y = torch.tensor([400, 10, 0]), torch.tensor([0, 1, 1])
+    t = torch.tensor([400, 10, 0])
     with torch.no_grad():  # as inside MONAI's evaluator
-        gradient = classifier_gradient(network, x_t, t, y)
-    expected = [network.log_p_gradient(x_t[i : i + 1].double(), int(t[i]), int(y[i])) for i in range(3)]
-    torch.testing.assert_close(gradient.double(), torch.cat(expected), rtol=1e-4, atol=1e-6)
+        gradients = classifier_gradient(network, x_t, t)
+    for y, gradient in enumerate(gradients):
+        expected = [network.log_p_gradient(x_t[i : i + 1].double(), int(t[i]), y) for i in range(3)]
+        torch.testing.assert_close(gradient.double(), torch.cat(expected), rtol=1e-4, atol=1e-6)
     assert not x_t.requires_grad
 
 
@@ -201,9 +209,8 @@ def test_levels_and_draws_are_averaged():
     both = method(noise_level=[400, 100])(x_0, network, SLICES)
     apart = [method(noise_level=q)(x_0, network, SLICES) for q in (400, 100)]
     torch.testing.assert_close(both, sum(apart) / 2)
-    # guided maps of several steps depend on the noise, so that a draw more changes them
-    one, two = (method(guidance_scale=10, num_draws=n)(x_0, network, SLICES) for n in (1, 2))
-    assert not torch.allclose(one, two, rtol=1e-3)
+    one, two, four = (method(num_draws=n)(x_0, tiny_network(), SLICES) for n in (1, 2, 4))
+    assert not torch.allclose(one, two, rtol=1e-2) and not torch.allclose(two, four, rtol=1e-2)
 
 
 @pytest.mark.parametrize("s", [0, 10])
@@ -227,16 +234,45 @@ def test_the_seed_decides():
 
 def test_noise_differs_between_seeds_draws_and_slices():
     like = torch.zeros(2, 1, 64, 64)
-    noise = torch.cat([slice_noise(like, seed, draw, [0, 1]) for seed in (0, 1, 2**32 - 1) for draw in (0, 1)]).flatten(
-        1
-    )
+    noise = [slice_noise(like, seed, draw, [0, 1]) for seed in (0, 1, 2**32 - 1) for draw in (0, 2)]
+    noise = torch.cat(noise).flatten(1)
     # 12 independent samples of 4096 numbers: correlations and means are of the order 1 / sqrt(4096) = 0.016
     np.testing.assert_allclose(np.corrcoef(noise), np.eye(12), atol=0.08)
     np.testing.assert_allclose(noise.mean(dim=1), 0, atol=0.08)
     np.testing.assert_allclose(noise.std(dim=1), 1, atol=0.08)
 
 
+def test_draws_come_in_antithetic_pairs():
+    noise = [slice_noise(torch.zeros(1, 1, 8, 8), 0, draw, [0]) for draw in range(4)]
+    assert torch.equal(noise[1], -noise[0]) and torch.equal(noise[3], -noise[2])
+
+
 # ---- precision and context
+
+
+def with_bf16_units(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+
+
+def precisions(network: Gaussian) -> set[bool]:
+    """Whether bf16 was open when the network was called."""
+    return {autocast for _, autocast, *_ in network.calls}
+
+
+@pytest.mark.parametrize(
+    ("settings", "bf16"),
+    [
+        ({"tau": 0.95}, False),  # the difference of near numbers, divided by 0.05
+        ({"tau": 0.0, "amp": False}, False),
+        ({"tau": 0.0}, True),
+        ({"tau": MAX_TAU_BF16}, True),
+    ],
+)
+def test_bf16_where_no_digits_are_lost(monkeypatch, settings, bf16):
+    with_bf16_units(monkeypatch)
+    network = Gaussian()
+    maps = method(guidance_scale=10, **settings)(images(), network, SLICES)
+    assert precisions(network) == {bf16} and maps.dtype == torch.float32
 
 
 def test_autocast_outside_changes_nothing():
@@ -247,6 +283,51 @@ def test_autocast_outside_changes_nothing():
         inside = run(x_0, network, SLICES)
     assert torch.equal(inside, plain) and inside.dtype == torch.float32
     assert {(dtype, autocast) for dtype, autocast, *_ in network.calls} == {(torch.float32, False)}
+
+
+# ---- the exact derivative
+
+
+def exact_map_by_differences(network, x_0, noise_level: int, num_steps: int, s: float, tau: float) -> torch.Tensor:
+    """The limit tau -> 1 in float64, with the weight of the guidance kept at s / (1 - tau)."""
+    near = 1 - 1e-5
+    network, diffusion = network.double(), Diffusion().double()
+    maps = []
+    for i, index in enumerate(SLICES):
+        t = torch.tensor([noise_level])
+        noise = slice_noise(x_0[:1], 0, 0, [index])
+        x = x_prime = diffusion.add_noise(x_0[i : i + 1].double(), noise.double(), t)
+        a = torch.zeros_like(x)
+        for _ in range(num_steps):
+            steps = []
+            for x_t, weights, y in ((x, [0.0, 1.0], 1), (x_prime, [1 - near, near], 0)):
+                eps = network(x_t, t, torch.tensor([weights], dtype=torch.float64))
+                scale = s / (1 - tau) * (1 - near) * (1 - diffusion.alpha_bar(t, x_t)).sqrt()
+                steps.append(diffusion.ddim_step(x_t, eps - scale * classifier_gradient(network, x_t, t)[y], t))
+            x, x_prime = steps
+            a += (x - x_prime) / (1 - near)
+            t = t - 1
+        maps.append(a)
+    return torch.cat(maps)
+
+
+@pytest.mark.parametrize(("num_steps", "s"), [(1, 0), (1, 0.3), (4, 0), (4, 0.3)])
+def test_exact_is_the_limit_of_the_finite_difference(num_steps, s):
+    network, x_0 = tiny_network(), images()
+    settings = {"noise_level": 300, "num_steps": num_steps, "guidance_scale": s, "tau": 0.9, "amp": False}
+    maps = method(derivative="exact", **settings)(x_0, network, SLICES)
+    expected = exact_map_by_differences(network, x_0, 300, num_steps, s, tau=0.9).float()
+    torch.testing.assert_close(maps, expected, rtol=2e-3, atol=2e-4 * float(expected.abs().max()))
+
+
+def test_exact_keeps_its_digits_in_bf16(monkeypatch):
+    with_bf16_units(monkeypatch)
+    network, x_0 = tiny_network(), images()
+    settings = {"noise_level": 300, "num_steps": 1, "tau": 0.95}
+    exact = method(derivative="exact", amp=False, **settings)(x_0, network, SLICES)
+    in_bf16 = method(derivative="exact", **settings)(x_0, network, SLICES)
+    assert not torch.equal(in_bf16, exact)
+    assert torch.nn.functional.cosine_similarity(in_bf16.flatten(1), exact.flatten(1)).min() > 0.999
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])

@@ -1,0 +1,376 @@
+"""Seconds a slice of CDM and CG-CDM: the released procedure, ours, and each technique alone, side by side in one run.
+
+    python -m benchmarks.speed --quick --output speed.json     # compact network with its weights, under two minutes
+    python -m benchmarks.speed --output speed.json             # all techniques, and the paper-size network
+    ... --dataset_dir DIR --datalist LIST                      # slices of validation patients, not of a synthetic head
+
+The rounds interleave what is compared, so that a busy machine slows all alike. Medians over the rounds, their spread,
+and ratios count; seconds are this machine's. Agreement is that of the maps (correlation) and of the masks (Dice) with
+the same setting computed plainly in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import torch
+from monai.bundle import ConfigParser
+from monai.metrics import compute_dice
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from custom_modules.benchmark import hardware
+from custom_modules.diffusion import Diffusion
+from custom_modules.engines import VERSIONS
+from custom_modules.inferers import SaliencyInferer
+from custom_modules.networks import autocast
+from custom_modules.saliency import DiffusionSaliency, slice_noise
+from custom_modules.transforms import slice_tags, threshold_slices
+from custom_modules.writers import write_json
+from examples.phantom import head_phantom
+
+CONFIGS = Path(__file__).parents[1] / "bundles" / "brats_flair" / "configs"
+R, TAU = 10, 0.95  # of the released procedure
+Maps = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Row:
+    """One thing that is timed: `maps` turns slices (n, 1, H, W) into maps of the same shape."""
+
+    name: str
+    maps: Maps
+    calls: float  # network calls a slice, conditions counted
+    n_slices: int  # timed at once
+    reference: str | None = None  # the row whose maps these should equal
+
+
+def released(network: nn.Module, diffusion: Diffusion, noise_level: int, scale: float, amp: bool = False) -> Maps:
+    """The procedure as released: slice after slice, condition after condition, R = 10 and tau = 0.95."""
+
+    def guidance(x_t: torch.Tensor, t: torch.Tensor, y: int) -> torch.Tensor | float:
+        if not scale:
+            return 0.0
+        with torch.enable_grad():
+            x_t = x_t.detach().requires_grad_()
+            log_p = network.classify(x_t, t).float().log_softmax(dim=1)[:, y].sum()
+        return scale * (1 - diffusion.alpha_bar(t, x_t)).sqrt() * torch.autograd.grad(log_p, x_t)[0]
+
+    def one_slice(x_0: torch.Tensor, index: int) -> torch.Tensor:
+        conditions = torch.tensor([[0.0, 1.0], [1 - TAU, TAU]], device=x_0.device).split(1)
+        t = torch.full((1,), noise_level, device=x_0.device)
+        x = x_prime = diffusion.add_noise(x_0, slice_noise(x_0, 0, 0, [index]), t)
+        a = torch.zeros_like(x_0)
+        for _ in range(R):
+            eps = network(x, t, conditions[0]).float() - guidance(x, t, 1)
+            eps_prime = network(x_prime, t, conditions[1]).float() - guidance(x_prime, t, 0)
+            x, x_prime = diffusion.ddim_step(x, eps, t), diffusion.ddim_step(x_prime, eps_prime, t)
+            a += (x - x_prime) / (1 - TAU)
+            t = t - 1
+        return a
+
+    def maps(x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), autocast(x.device, amp):
+            return torch.cat([one_slice(x_0, index) for index, x_0 in enumerate(x.split(1))])
+
+    return maps
+
+
+def ours(network: nn.Module, method: DiffusionSaliency, batch_size: int) -> Maps:
+    def maps(x: torch.Tensor) -> torch.Tensor:
+        batches = zip(x.split(batch_size), torch.arange(len(x)).split(batch_size), strict=True)
+        return torch.cat([method(batch, network, indices.tolist()) for batch, indices in batches])
+
+    return maps
+
+
+def func_jvp(network: nn.Module, diffusion: Diffusion, noise_level: int) -> Maps:
+    """One step of the exact derivative by `torch.func.jvp`, which needs contiguous tensors and unfused attention."""
+
+    def maps(x: torch.Tensor) -> torch.Tensor:
+        t = torch.full((len(x),), noise_level, device=x.device)
+        x_t = diffusion.add_noise(x, slice_noise(x, 0, 0, range(len(x))), t)
+        y, dy = (torch.tensor([v], device=x.device).repeat(len(x), 1) for v in ([0.0, 1.0], [-1.0, 1.0]))
+        with torch.no_grad(), autocast(x.device, False), sdpa_kernel(SDPBackend.MATH):
+            _, d_eps = torch.func.jvp(lambda condition: network(x_t, t, condition), (y,), (dy,))
+        return diffusion.ddim_step(torch.zeros_like(x), d_eps, t)
+
+    return maps
+
+
+def bare(network: nn.Module, batch_size: int, amp: bool) -> Maps:
+    """Forward passes only, one for each row of x."""
+
+    def maps(x: torch.Tensor) -> torch.Tensor:
+        y = torch.ones(len(x), dtype=torch.long, device=x.device)
+        with torch.no_grad(), autocast(x.device, amp):
+            return torch.cat([network(b, 200 * c, c) for b, c in zip(x.split(batch_size), y.split(batch_size))])
+
+    return maps
+
+
+class Bench:
+    """The rows of one network.
+
+    Args:
+        config: `inference.yaml`, perhaps under an overlay for the network, with a device.
+        settings: of the default method; of `inference.yaml` alone.
+        x: slices (4 batch_size, 1, H, W) in [-1, 1].
+        batch_size: slices a batch.
+        trained: whether the network has its weights, without which there is no agreement to speak of.
+    """
+
+    def __init__(
+        self, config: ConfigParser, settings: dict, x: torch.Tensor, batch_size: int, trained: bool, quick: bool
+    ) -> None:
+        self.config, self.x, self.batch_size, self.trained = config, x, batch_size, trained
+        self.network = config.get_parsed_content("network").eval()
+        self.diffusion = config.get_parsed_content("diffusion").to(x.device)
+        self.plain = deepcopy(self.network).to(memory_format=torch.contiguous_format)
+        self.level, self.n_few = settings["noise_level"], 2 if trained else 1
+        self.settings = settings
+        self.rows = self._main_rows() if quick else self._main_rows() + self._technique_rows()
+        self.bare = {n: Row(f"network, batch {n}", bare(self.network, n, True), 1, n) for n in self._bare_batches()}
+
+    def _bare_batches(self) -> list[int]:
+        return [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if self.batch_size // 2 <= n <= 4 * self.batch_size]
+
+    def _method(self, **changes) -> DiffusionSaliency:
+        return DiffusionSaliency(self.diffusion, **{**self.settings, **changes})
+
+    def _main_rows(self) -> list[Row]:
+        n, draws, net, plain = self.batch_size, self.settings["num_draws"], self.network, self.plain
+        float32 = self._method(amp=False)
+        one, one32 = self._method(num_draws=1), self._method(num_draws=1, amp=False)
+        exact, exact32 = (self._method(num_draws=1, derivative="exact", amp=amp) for amp in (True, False))
+        return [
+            Row("released procedure", released(plain, self.diffusion, self.level, 0.0), 2 * R, self.n_few),
+            Row("default", ours(net, self._method(), self.batch_size), 2 * draws, n, "default, float32"),
+            Row("default, float32", ours(net, float32, self.batch_size), 2 * draws, n),
+            Row("one draw", ours(net, one, self.batch_size), 2, n, "one draw, float32"),
+            Row("one draw, float32", ours(net, one32, self.batch_size), 2, n),
+            Row("exact derivative", ours(net, exact, self.batch_size), 1, n, "exact derivative, float32"),
+            Row("exact derivative, float32", ours(net, exact32, self.batch_size), 1, n),
+        ]
+
+    def _technique_rows(self) -> list[Row]:
+        net, plain, few, n = self.network, self.plain, self.n_few, self.batch_size
+        theirs = dict(num_steps=R, tau=TAU, num_draws=1, amp=False)
+        s, draws = 0.3, self.settings["num_draws"]
+        name = "released procedure"
+        return [
+            Row("channels_last alone", released(net, self.diffusion, self.level, 0.0), 2 * R, few, name),
+            Row("bf16 alone", released(plain, self.diffusion, self.level, 0.0, True), 2 * R, few, name),
+            Row("conditions in one batch alone", ours(plain, self._method(**theirs), 1), 2 * R, few, name),
+            Row(
+                f"batches of {self.batch_size} slices alone",
+                ours(plain, self._method(**theirs), self.batch_size),
+                2 * R,
+                self.batch_size,
+                name,
+            ),
+            Row("one step of the full difference alone", ours(plain, self._method(amp=False), 1), 2 * draws, few),
+            Row("exact derivative by torch.func.jvp", func_jvp(plain, self.diffusion, self.level), 1, self.batch_size),
+            Row("released procedure, CG-CDM", released(plain, self.diffusion, self.level, s), 2 * R, few),
+            Row(
+                "default, CG-CDM",
+                ours(net, self._method(guidance_scale=s), self.batch_size),
+                2 * draws,
+                n,
+                "default, CG-CDM, float32",
+            ),
+            Row(
+                "default, CG-CDM, float32",
+                ours(net, self._method(guidance_scale=s, amp=False), self.batch_size),
+                2 * draws,
+                n,
+            ),
+        ]
+
+    def run(self, rounds: int) -> dict:
+        """Times every row in each round; the first round warms up and gives the maps and the peak memory."""
+        rows = [*self.rows, *self.bare.values()]
+        seconds: dict[str, list[float]] = {row.name: [] for row in rows}
+        maps, memory = {}, {}
+        progress = tqdm(total=(rounds + 1) * len(rows), unit="run")
+        for round_ in range(rounds + 1):
+            for row in rows:
+                progress.set_description(row.name)
+                if round_ == 0:
+                    reset_peak_memory(self.x.device)
+                elapsed, result = clock(row.maps, self.x[: row.n_slices])
+                if round_ == 0:
+                    maps[row.name], memory[row.name] = result, peak_memory(self.x.device)
+                if round_ > 0 or rounds == 0:
+                    seconds[row.name].append(elapsed / row.n_slices)
+                progress.update()
+        progress.close()
+        return self._result(seconds, maps, memory)
+
+    def _result(self, seconds: dict, maps: dict, memory: dict) -> dict:
+        median = {name: statistics.median(values) for name, values in seconds.items()}
+        base = median["released procedure"]
+        table = [
+            {
+                "name": row.name,
+                "network_calls": row.calls,
+                "seconds_per_slice": median[row.name],
+                "spread": [min(seconds[row.name]), max(seconds[row.name])],
+                "speedup": base / median[row.name],
+                "peak_memory_mib": memory[row.name],
+                **(self._agreement(row, maps) if self.trained and row.reference else {}),
+            }
+            for row in self.rows
+        ]
+        best = min(self.bare, key=lambda n: median[self.bare[n].name])
+        call = median[self.bare[best].name]
+        default = next(row for row in table if row["name"] == "default")
+        return {
+            "parameters": sum(p.numel() for p in self.network.denoiser.parameters()),
+            "image_size": self.x.shape[-1],
+            "batch_size": self.batch_size,
+            "speedup_default": default["speedup"],
+            "speedup_single_draw": next(row["speedup"] for row in table if row["name"] == "one draw"),
+            "overhead_over_network": default["seconds_per_slice"] / (default["network_calls"] * call),
+            "mask_agreement": default.get("mask_agreement"),
+            "bare_network": {"batch": best, "seconds_per_call": call},
+            "rows": table,
+        }
+
+    def _agreement(self, row: Row, maps: dict) -> dict:
+        """Correlation of the maps and Dice of the masks with those of the reference, both means over slices."""
+        n = min(len(maps[row.name]), len(maps[row.reference]))
+        pair = [maps[name][:n].float() for name in (row.name, row.reference)]
+        flat = [m.flatten(1) - m.flatten(1).mean(dim=1, keepdim=True) for m in pair]
+        correlation = nn.functional.cosine_similarity(*flat)
+        masks = [self._masks(m, self.x[:n]) for m in pair]
+        return {"correlation": float(correlation.mean()), "mask_agreement": float(compute_dice(*masks).nanmean())}
+
+    def _masks(self, maps: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The maps (n, 1, H, W) as the product turns them into masks, on this grid and without 3D steps."""
+        weigh = {key: self.config.get_parsed_content(key) for key in ("blur", "intensity_power", "erosion")}
+        inferer = SaliencyInferer(lambda x_0, network, slices: maps, "all", batch_size=len(maps), **weigh)
+        pred = inferer(x.movedim(0, -1)[None].cpu(), self.network)[0].as_tensor().movedim(-1, 1).numpy()
+        return torch.as_tensor(threshold_slices(pred[0], pred[1] > 0.5, "otsu"))[:, None]
+
+
+def clock(function: Maps, x: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Seconds of `function(x)`, and its result on the CPU."""
+    synchronize = torch.cuda.synchronize if x.device.type == "cuda" else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    result = function(x)
+    synchronize()
+    return time.perf_counter() - start, result.cpu()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """MiB since the last reset: allocated on a GPU, resident of the whole process on Linux, else unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 2**20
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), None)
+
+
+def prepared_slices(config: ConfigParser, datalist: str | None, dataset_dir: str | None, n: int) -> torch.Tensor:
+    """Slices (n, 1, H, W) with a target, prepared as for inference: of validation patients, or of a synthetic head."""
+    with tempfile.TemporaryDirectory() as folder:
+        if datalist:
+            cases = json.loads(Path(datalist).read_text(encoding="utf-8"))["validation"]
+            cases = [{**case, "image": str(Path(dataset_dir or ".") / case["image"])} for case in cases]
+        else:
+            image, lesion = head_phantom()
+            nib.save(image, Path(folder) / "head.nii.gz")
+            tags = (lesion.get_fdata() > 0).any(axis=(0, 1)).astype(int).tolist()
+            cases = [{"case": "head", "image": f"{folder}/head.nii.gz", "slice_labels": tags}]
+        slices = []
+        for case in cases:
+            item = config.get_parsed_content("preprocessing")(case)
+            positive = slice_tags(item["slice_labels"].as_tensor()) > 0
+            slices.append(item["image"].as_tensor().movedim(-1, 0)[positive])
+            if sum(map(len, slices)) >= n:
+                break
+    slices = torch.cat(slices)
+    return slices[torch.arange(n) % len(slices)].contiguous()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="the compact network and the main rows only")
+    parser.add_argument("--output", type=Path, required=True, help="JSON")
+    parser.add_argument("--dataset_dir", help="folder that the datalist's paths start from")
+    parser.add_argument("--datalist", help="its validation section gives the slices; a synthetic head without it")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(argv)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    report = {"hardware": hardware(device), "versions": VERSIONS, "slices": options.datalist or "synthetic head"}
+    for size in ("compact",) if options.quick else ("compact", "paper"):
+        report[size] = measure(size, device, options)
+        print(f"\n{size} network, {hardware(device)}\n\n{markdown(report[size])}\n", flush=True)
+    report |= {key: value for key, value in report["compact"].items() if not isinstance(value, (list, dict))}
+    write_json(options.output, report)
+    print(f"written to {options.output}")
+
+
+def measure(size: str, device: torch.device, options: argparse.Namespace) -> dict:
+    def read(*names: str) -> ConfigParser:
+        config = ConfigParser()
+        config.read_config([str(CONFIGS / name) for name in names])
+        config.update({"bundle_root": str(CONFIGS.parent), "device": device})
+        return config
+
+    default, config, gpu = read("inference.yaml"), read("inference.yaml"), device.type == "cuda"
+    if size == "paper":
+        config = read("inference.yaml", "paper.yaml")
+        config["ckpt_path"] = None
+    keys = ("noise_level", "num_steps", "num_draws", "tau", "derivative", "seed", "amp")
+    settings = {key: default.get_parsed_content(key) for key in keys}
+    batch_size = {"compact": 128 if gpu else 16, "paper": 16 if gpu else 2}[size]
+    x = prepared_slices(config, options.datalist, options.dataset_dir, 4 * batch_size).to(device)
+    torch.manual_seed(0)
+    bench = Bench(config, settings, x, batch_size, trained=size == "compact", quick=options.quick)
+    return bench.run(options.rounds if size == "compact" or gpu else 0)
+
+
+def markdown(result: dict) -> str:
+    lines = [
+        "| | calls | s / slice | spread | times as fast | peak MiB | correlation | mask Dice |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in result["rows"]:
+        low, high = row["spread"]
+        agreement = [f"{row[key]:.4f}" if key in row else "" for key in ("correlation", "mask_agreement")]
+        lines.append(
+            f"| {row['name']} | {row['network_calls']:g} | {row['seconds_per_slice']:.4f} | {low:.4f}-{high:.4f} "
+            f"| {row['speedup']:.1f} | {row['peak_memory_mib']} | {' | '.join(agreement)} |"
+        )
+    call = result["bare_network"]
+    lines += [
+        "",
+        f"Network alone: {call['seconds_per_call']:.4f} s a call at batch {call['batch']}; the default takes "
+        f"{result['overhead_over_network']:.2f} times the cost of its calls.",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
