@@ -29,6 +29,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from benchmarks.released import TAU, R, released
 from custom_modules.benchmark import hardware
 from custom_modules.diffusion import Diffusion
 from custom_modules.engines import VERSIONS
@@ -40,8 +41,8 @@ from custom_modules.writers import write_json
 from examples.phantom import head_phantom
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "brats_flair" / "configs"
-R, TAU = 10, 0.95  # of the released procedure
 Maps = Callable[[torch.Tensor], torch.Tensor]
+RELEASED = "released procedure"
 
 
 @dataclass
@@ -53,37 +54,6 @@ class Row:
     calls: float  # network calls a slice, conditions counted
     n_slices: int  # timed at once
     reference: str | None = None  # the row whose maps these should equal
-
-
-def released(network: nn.Module, diffusion: Diffusion, noise_level: int, scale: float, amp: bool = False) -> Maps:
-    """The procedure as released: slice after slice, condition after condition, R = 10 and tau = 0.95."""
-
-    def guidance(x_t: torch.Tensor, t: torch.Tensor, y: int) -> torch.Tensor | float:
-        if not scale:
-            return 0.0
-        with torch.enable_grad():
-            x_t = x_t.detach().requires_grad_()
-            log_p = network.classify(x_t, t).float().log_softmax(dim=1)[:, y].sum()
-        return scale * (1 - diffusion.alpha_bar(t, x_t)).sqrt() * torch.autograd.grad(log_p, x_t)[0]
-
-    def one_slice(x_0: torch.Tensor, index: int) -> torch.Tensor:
-        conditions = torch.tensor([[0.0, 1.0], [1 - TAU, TAU]], device=x_0.device).split(1)
-        t = torch.full((1,), noise_level, device=x_0.device)
-        x = x_prime = diffusion.add_noise(x_0, slice_noise(x_0, 0, 0, [index]), t)
-        a = torch.zeros_like(x_0)
-        for _ in range(R):
-            eps = network(x, t, conditions[0]).float() - guidance(x, t, 1)
-            eps_prime = network(x_prime, t, conditions[1]).float() - guidance(x_prime, t, 0)
-            x, x_prime = diffusion.ddim_step(x, eps, t), diffusion.ddim_step(x_prime, eps_prime, t)
-            a += (x - x_prime) / (1 - TAU)
-            t = t - 1
-        return a
-
-    def maps(x: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), autocast(x.device, amp):
-            return torch.cat([one_slice(x_0, index) for index, x_0 in enumerate(x.split(1))])
-
-    return maps
 
 
 def ours(network: nn.Module, method: DiffusionSaliency, batch_size: int) -> Maps:
@@ -145,63 +115,58 @@ class Bench:
     def _bare_batches(self) -> list[int]:
         return [n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if self.batch_size // 2 <= n <= 4 * self.batch_size]
 
-    def _method(self, **changes) -> DiffusionSaliency:
-        return DiffusionSaliency(self.diffusion, **{**self.settings, **changes})
+    def _released(self, name: str, network: nn.Module, scale: float = 0.0, amp: bool = False) -> Row:
+        reference = RELEASED if name != RELEASED and not scale else None
+        return Row(name, released(network, self.diffusion, self.level, scale, amp), 2 * R, self.n_few, reference)
+
+    def _ours(
+        self,
+        name: str,
+        network: nn.Module | None = None,
+        batch_size: int | None = None,
+        reference: str | None = None,
+        **changes,
+    ) -> Row:
+        """The default with `changes`; one batch is timed, or a few slices where a batch is one."""
+        method = DiffusionSaliency(self.diffusion, **{**self.settings, **changes})
+        batch_size = batch_size or self.batch_size
+        calls = method.num_draws * method.num_steps * (1 if method.exact else 2)
+        maps = ours(network or self.network, method, batch_size)
+        return Row(name, maps, calls, max(batch_size, self.n_few), reference)
 
     def _main_rows(self) -> list[Row]:
-        n, draws, net, plain = self.batch_size, self.settings["num_draws"], self.network, self.plain
-        float32 = self._method(amp=False)
-        one, one32 = self._method(num_draws=1), self._method(num_draws=1, amp=False)
-        exact, exact32 = (self._method(num_draws=1, derivative="exact", amp=amp) for amp in (True, False))
-        return [
-            Row("released procedure", released(plain, self.diffusion, self.level, 0.0), 2 * R, self.n_few),
-            Row("default", ours(net, self._method(), self.batch_size), 2 * draws, n, "default, float32"),
-            Row("default, float32", ours(net, float32, self.batch_size), 2 * draws, n),
-            Row("one draw", ours(net, one, self.batch_size), 2, n, "one draw, float32"),
-            Row("one draw, float32", ours(net, one32, self.batch_size), 2, n),
-            Row("exact derivative", ours(net, exact, self.batch_size), 1, n, "exact derivative, float32"),
-            Row("exact derivative, float32", ours(net, exact32, self.batch_size), 1, n),
-        ]
+        rows = [self._released(RELEASED, self.plain)]
+        for name, changes in {
+            "default": {},
+            "one draw": {"num_draws": 1},
+            "exact derivative, one draw": {"num_draws": 1, "derivative": "exact"},
+        }.items():
+            rows.append(self._ours(name, reference=f"{name}, float32", **changes))
+            rows.append(self._ours(f"{name}, float32", amp=False, **changes))
+        return rows
 
     def _technique_rows(self) -> list[Row]:
-        net, plain, few, n = self.network, self.plain, self.n_few, self.batch_size
-        theirs = dict(num_steps=R, tau=TAU, num_draws=1, amp=False)
-        s, draws = 0.3, self.settings["num_draws"]
-        name = "released procedure"
+        theirs = dict(num_steps=R, tau=TAU, num_draws=1, amp=False, reference=RELEASED)
+        jvp, compiled, s = func_jvp(self.plain, self.diffusion, self.level), deepcopy(self.network), 0.3
+        compiled.denoiser.compile(dynamic=False)
         return [
-            Row("channels_last alone", released(net, self.diffusion, self.level, 0.0), 2 * R, few, name),
-            Row("bf16 alone", released(plain, self.diffusion, self.level, 0.0, True), 2 * R, few, name),
-            Row("conditions in one batch alone", ours(plain, self._method(**theirs), 1), 2 * R, few, name),
-            Row(
-                f"batches of {self.batch_size} slices alone",
-                ours(plain, self._method(**theirs), self.batch_size),
-                2 * R,
-                self.batch_size,
-                name,
-            ),
-            Row("one step of the full difference alone", ours(plain, self._method(amp=False), 1), 2 * draws, few),
-            Row("exact derivative by torch.func.jvp", func_jvp(plain, self.diffusion, self.level), 1, self.batch_size),
-            Row("released procedure, CG-CDM", released(plain, self.diffusion, self.level, s), 2 * R, few),
-            Row(
-                "default, CG-CDM",
-                ours(net, self._method(guidance_scale=s), self.batch_size),
-                2 * draws,
-                n,
-                "default, CG-CDM, float32",
-            ),
-            Row(
-                "default, CG-CDM, float32",
-                ours(net, self._method(guidance_scale=s, amp=False), self.batch_size),
-                2 * draws,
-                n,
-            ),
+            self._released("channels_last alone", self.network),
+            self._released("bf16 alone", self.plain, amp=True),
+            self._ours("conditions in one batch alone", self.plain, 1, **theirs),
+            self._ours(f"batches of {self.batch_size} slices alone", self.plain, **theirs),
+            self._ours("one step of the full difference, two draws, alone", self.plain, 1, amp=False),
+            Row("exact derivative by torch.func.jvp", jvp, 1, self.batch_size, "exact derivative, one draw, float32"),
+            self._ours("default, torch.compile", compiled, reference="default, float32"),
+            self._released("released procedure, CG-CDM", self.plain, s),
+            self._ours("default, CG-CDM", reference="default, CG-CDM, float32", guidance_scale=s),
+            self._ours("default, CG-CDM, float32", guidance_scale=s, amp=False),
         ]
 
     def run(self, rounds: int) -> dict:
         """Times every row in each round; the first round warms up and gives the maps and the peak memory."""
         rows = [*self.rows, *self.bare.values()]
         seconds: dict[str, list[float]] = {row.name: [] for row in rows}
-        maps, memory = {}, {}
+        maps, memory, warm_up = {}, {}, {}
         progress = tqdm(total=(rounds + 1) * len(rows), unit="run")
         for round_ in range(rounds + 1):
             for row in rows:
@@ -211,15 +176,16 @@ class Bench:
                 elapsed, result = clock(row.maps, self.x[: row.n_slices])
                 if round_ == 0:
                     maps[row.name], memory[row.name] = result, peak_memory(self.x.device)
+                    warm_up[row.name] = elapsed
                 if round_ > 0 or rounds == 0:
                     seconds[row.name].append(elapsed / row.n_slices)
                 progress.update()
         progress.close()
-        return self._result(seconds, maps, memory)
+        return self._result(seconds, maps, memory, warm_up)
 
-    def _result(self, seconds: dict, maps: dict, memory: dict) -> dict:
+    def _result(self, seconds: dict, maps: dict, memory: dict, warm_up: dict) -> dict:
         median = {name: statistics.median(values) for name, values in seconds.items()}
-        base = median["released procedure"]
+        base = median[RELEASED]
         table = [
             {
                 "name": row.name,
@@ -227,6 +193,7 @@ class Bench:
                 "seconds_per_slice": median[row.name],
                 "spread": [min(seconds[row.name]), max(seconds[row.name])],
                 "speedup": base / median[row.name],
+                "seconds_of_first_run": warm_up[row.name],
                 "peak_memory_mib": memory[row.name],
                 **(self._agreement(row, maps) if self.trained and row.reference else {}),
             }
@@ -353,16 +320,15 @@ def measure(size: str, device: torch.device, options: argparse.Namespace) -> dic
 
 def markdown(result: dict) -> str:
     lines = [
-        "| | calls | s / slice | spread | times as fast | peak MiB | correlation | mask Dice |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| | calls | s / slice | spread | times as fast | first run, s | peak MiB | correlation | mask Dice |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in result["rows"]:
-        low, high = row["spread"]
-        agreement = [f"{row[key]:.4f}" if key in row else "" for key in ("correlation", "mask_agreement")]
-        lines.append(
-            f"| {row['name']} | {row['network_calls']:g} | {row['seconds_per_slice']:.4f} | {low:.4f}-{high:.4f} "
-            f"| {row['speedup']:.1f} | {row['peak_memory_mib']} | {' | '.join(agreement)} |"
-        )
+        cells = [row["name"], f"{row['network_calls']:g}", f"{row['seconds_per_slice']:.4f}"]
+        cells += ["{:.4f}-{:.4f}".format(*row["spread"]), f"{row['speedup']:.1f}"]
+        cells += [f"{row['seconds_of_first_run']:.1f}", str(row["peak_memory_mib"])]
+        cells += [f"{row[key]:.4f}" if key in row else "" for key in ("correlation", "mask_agreement")]
+        lines.append(f"| {' | '.join(cells)} |")
     call = result["bare_network"]
     lines += [
         "",

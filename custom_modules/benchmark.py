@@ -51,7 +51,7 @@ class PreparedCases(Dataset):
     """The items of `dataset`, each prepared once and kept in memory."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self.dataset, self.items = dataset, {}
+        self.dataset, self.data, self.items = dataset, dataset.data, {}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -227,7 +227,8 @@ class Study:
         parser = ConfigParser()
         parser.read_config(self.study["config_file"])
         bundle_root = str(Path(self.study["config_file"][0]).parent.parent)
-        parser.update({"bundle_root": bundle_root, **given, "num_workers": 0})  # a worker's cache would end with it
+        parser.update({"bundle_root": bundle_root, **given})
+        parser.update({"num_workers": 0, "overwrite": True})  # a worker's cache would end with it; a cell is done whole
         key = given["datalist"]
         if key not in self.shared:
             dataset = PreparedCases(parser.get_parsed_content("dataset"))

@@ -1,29 +1,33 @@
-"""The evaluator over volumes: one bad case is reported by name and the others are finished.
+"""The evaluator over volumes: one bad case is reported by name, the others are finished, and nothing is done twice.
 
 MONAI's evaluator ends at the first exception; in an archive of a thousand volumes that is the wrong one to lose.
+Several processes (torchrun) divide the cases by the data loader's sampler, and all of them end with the same report.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import platform
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
+import ignite.distributed as idist
 import monai
 import torch
 from ignite.engine import Engine, Events
 from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
-from monai.engines.utils import PrepareBatch
+from monai.engines.utils import IterationEvents, PrepareBatch
 
 from custom_modules import __version__
-from custom_modules.writers import write_json
+from custom_modules.writers import read_record, remove_partial, result_file, write_json
 
 logger = logging.getLogger(__name__)
-ERROR = "error"
+DONE, ERROR = "done", "error"
 VERSIONS = {
     "custom_modules": __version__,
     "monai": monai.__version__,
@@ -40,9 +44,13 @@ def reason(error: BaseException) -> str:
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file, or of the files of a folder (a DICOM series) one after the other by name, in hexadecimal."""
+    path, digest = Path(path), hashlib.sha256()
+    for part in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
+        with open(part, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 class CaseDataset(Dataset):
@@ -52,9 +60,13 @@ class CaseDataset(Dataset):
         data: cases {"case", "image", ...}. Each gets "stem", the name of its results: the image's file name without its
             ending, or the case's name for a DICOM series and wherever two stems would collide.
         transform: MONAI transforms of one case.
+        records: handlers that write results; a case for which all of them say `is_done(case)` is an item {"case",
+            "stem", "done"} and not prepared.
+        overwrite: no case counts as done.
     """
 
-    def __init__(self, data: Sequence[Mapping], transform) -> None:
+    def __init__(self, data: Sequence[Mapping], transform, records: Sequence = (), overwrite: bool = False) -> None:
+        self.records = [] if overwrite else list(records)
         stems = [_stem(case) for case in data]
         counts, names = Counter(stems), {case["case"] for case in data}
         named = []
@@ -64,10 +76,13 @@ class CaseDataset(Dataset):
         super().__init__(named, transform)
 
     def _transform(self, index: int) -> dict:
+        case = self.data[index]
         try:
+            if self.records and all(record.is_done(case) for record in self.records):
+                return {"case": case["case"], "stem": case["stem"], DONE: True}
             return super()._transform(index)
         except Exception as error:  # whatever a file may hold
-            return {"case": self.data[index]["case"], ERROR: reason(error)}
+            return {"case": case["case"], ERROR: reason(error)}
 
 
 def _stem(case: Mapping) -> str:
@@ -86,17 +101,32 @@ class VolumeBatch(PrepareBatch):
 class VolumeEvaluator(SupervisedEvaluator):
     """MONAI's evaluator that goes on after a failed case and raises at the end, naming all of them.
 
-    `failures` maps case to reason. After each iteration `state.output` is a list of one dict a volume, which holds the
-    case's own entries too, or is empty when the case failed.
+    `failures` maps case to reason, after a run those of all processes; `seen` holds the cases of this process and
+    `done` the stems of those that were there already. After each iteration `state.output` is a list of one dict a
+    volume, which holds the case's own entries too, or is empty when the case failed or was there.
     """
 
     def __init__(self, *args, **kwargs) -> None:
         self.failures: dict[str, str] = {}
+        self.seen: list[str] = []
+        self.done: list[str] = []
         super().__init__(*args, **kwargs)
+
+    @property
+    def cases(self) -> dict[str, dict]:
+        """The cases of the data set by their stems, in order: all of them, whichever the data loader gives."""
+        return {case["stem"]: case for case in self.data_loader.dataset.data}
 
     def _iteration(self, engine: Engine, batchdata: Mapping) -> list[dict]:
         cases = list(batchdata["case"])
-        logger.info("case %s (%d of %d)", ", ".join(cases), engine.state.iteration, engine.state.epoch_length)
+        rank = f" on rank {idist.get_rank()}" if idist.get_world_size() > 1 else ""
+        there = ": there already" if DONE in batchdata else ""
+        number = f"({engine.state.iteration} of {engine.state.epoch_length}{rank})"
+        logger.info("case %s %s%s", ", ".join(cases), number, there)
+        self.seen += cases
+        if there:
+            self.done += batchdata["stem"]
+            return []
         try:
             if ERROR in batchdata:
                 raise RuntimeError(batchdata[ERROR][0])
@@ -110,47 +140,86 @@ class VolumeEvaluator(SupervisedEvaluator):
         return [{**item, **output, **facts} for item, output, facts in items]
 
     def run(self, global_epoch: int = 1) -> None:
-        """Evaluates every case.
+        """Evaluates every case; of several processes, each those that its data loader gives it.
 
         Raises:
-            RuntimeError: after the last case, if any failed.
+            RuntimeError: after the last case, in every process, if any failed in any of them.
         """
-        self.failures = {}
+        self.failures, self.seen, self.done = {}, [], []
         super().run(global_epoch)
+        failures, seen, done = zip(*idist.all_gather((self.failures, self.seen, self.done)))
+        self.failures, n_cases = dict(sorted(ChainMap(*failures).items())), len(set().union(*seen))
+        if idist.get_rank() == 0 and any(done):
+            logger.info(
+                "%d of %d cases were there already, made with the same settings, weights and image "
+                "(--overwrite true does them anew)", len(set().union(*done)), n_cases
+            )  # fmt: skip
         if self.failures:
             listed = "\n".join(f"  {case}: {why}" for case, why in self.failures.items())
-            raise RuntimeError(f"{len(self.failures)} of {len(self.data_loader)} cases failed:\n{listed}")
+            raise RuntimeError(f"{len(self.failures)} of {n_cases} cases failed:\n{listed}")
 
 
 class Provenance:
-    """Writes `<output_dir>/<stem>/<stem>_provenance.json` beside each result: how it came to be.
+    """Writes `<output_dir>/<stem>/<stem>_provenance.json` beside each result, last: how it came to be.
+
+    By it, a later run knows what is done (`is_done`). So it is taken away before a result is replaced: a process that
+    is killed in between leaves none that speaks of other files.
 
     Args:
         output_dir: of the results.
         ckpt_path: the weights, whose SHA-256 is recorded; None where there are none.
         settings: knobs to record.
+        gate_ckpt_path: the weights of the classifier where that is the gate, else None.
     """
 
-    def __init__(self, output_dir: str, ckpt_path: str | None, settings: Mapping) -> None:
-        self.output_dir, self.ckpt_path, self.settings = Path(output_dir), ckpt_path, dict(settings)
+    def __init__(
+        self, output_dir: str, ckpt_path: str | None, settings: Mapping, gate_ckpt_path: str | None = None
+    ) -> None:
+        self.output_dir, self.ckpt_path, self.gate_ckpt_path = Path(output_dir), ckpt_path, gate_ckpt_path
+        self.settings = json.loads(json.dumps(settings))  # as they are read back
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self._hash)
+        engine.add_event_handler(Events.STARTED, lambda: self._weights)  # once, before the loader's workers are forked
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._withdraw)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
-    def _hash(self, engine: Engine) -> None:
-        self.weights_sha256 = sha256(self.ckpt_path) if self.ckpt_path else None
+    def is_done(self, case: Mapping) -> bool:
+        """Whether the result of `case` stands there whole, made by this version from the same with the same."""
+        facts = read_record(self._file(case["stem"]))
+        there = all(self._file(case["stem"], volume).is_file() for volume in ("mask.nii.gz", "saliency.nii.gz"))
+        version = facts.get("versions", {}).get("custom_modules")
+        return there and version == __version__ and facts.items() >= self._origin(case).items()
+
+    def _file(self, stem: str, ending: str = "provenance.json") -> Path:
+        return result_file(self.output_dir, stem, ending)
+
+    @cached_property
+    def _weights(self) -> dict[str, str | None]:
+        paths = {"weights_sha256": self.ckpt_path, "gate_weights_sha256": self.gate_ckpt_path}
+        return {name: sha256(path) if path else None for name, path in paths.items()}
+
+    def _origin(self, case: Mapping) -> dict:
+        """All that a result depends on."""
+        entries = {key: case.get(key) for key in ("channel", "slice_labels")}
+        return {"settings": self.settings, **self._weights, "image_sha256": sha256(case["image"]), **entries}
+
+    def _withdraw(self, engine: Engine) -> None:
+        for path in map(self._file, engine.state.batch["stem"]):
+            path.unlink(missing_ok=True)
+            remove_partial(path.parent)
 
     def __call__(self, engine: Engine) -> None:
         for item in engine.state.output:
+            case = engine.cases[item["stem"]]
             facts = {
                 "case": item["case"],
-                "image": str(item["image"].meta.get("filename_or_obj", "")),
+                "image": case["image"],
                 "label": item.get("label_file"),
                 "slices_processed": item["n_slices"],
                 "seconds_per_slice": item["seconds_per_slice"],
-                "settings": self.settings,
-                "weights_sha256": self.weights_sha256,
                 "versions": VERSIONS,
+                **self._origin(case),
             }
-            write_json(self.output_dir / item["stem"] / f"{item['stem']}_provenance.json", facts)
+            if "gate_probability" in item:
+                facts["gate_probability"] = [round(p, 4) for p in item["gate_probability"]]
+            write_json(self._file(item["stem"]), facts)

@@ -1,6 +1,7 @@
 """Evaluation inside MONAI's engine: measures every case an evaluator puts out, then writes and prints the tables.
 
-The numbers are those of `custom_modules.metrics`; here is what an engine and files add to them.
+The numbers are those of `custom_modules.metrics`; here is what an engine and files add to them. Every case leaves a
+file of its rows, and the tables are made from these: it makes no difference which process or run measured a case.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
@@ -20,6 +23,8 @@ from monai.metrics import compute_roc_auc
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
+from custom_modules import __version__
+from custom_modules.engines import sha256
 from custom_modules.layouts import load_label
 from custom_modules.metrics import (
     Row,
@@ -32,7 +37,7 @@ from custom_modules.metrics import (
     volume_metrics,
 )
 from custom_modules.transforms import slice_tags
-from custom_modules.writers import whole, write_json
+from custom_modules.writers import read_record, result_file, whole, write_json
 
 CASE_COLUMNS = ("case", "group", "seed", "in_training")
 SLICE_COLUMNS = (*CASE_COLUMNS, "slice", "area", "fraction", "dice", "iou", "hd95")
@@ -67,16 +72,19 @@ class LoadLabeld(MapTransform):
 
 
 class EvaluationMetrics:
-    """Ignite handler that measures the output of an evaluator.
+    """Ignite handler that measures the output of a `VolumeEvaluator`.
 
     ``engine.state.output`` is a list of decollated dicts (empty when a case failed): ``pred`` ((1, H, W, D) MetaTensor,
     0/1, on the native grid; its affine gives the spacing), ``label`` (same shape, label values as stored), ``case``,
-    perhaps ``group`` (str), ``seconds_per_slice`` (s), and ``gate_probability`` with ``slice_labels`` (a tag volume),
-    which give the classifier's AUC. Writes ``per_slice.csv``, ``per_volume.csv`` and ``summary.json`` into
-    ``<output_dir>/metrics``; an undefined number is ``nan`` in the CSVs.
+    ``stem``, perhaps ``seconds_per_slice`` (s), and ``gate_probability`` with ``slice_labels`` (a tag volume), which
+    give the classifier's AUC. The ``group`` is that of the data set's case.
+
+    Writes each case's rows into ``<output_dir>/metrics/cases/<stem>.json``. At the end, the first process makes
+    ``per_slice.csv``, ``per_volume.csv`` and ``summary.json`` in ``<output_dir>/metrics`` of the rows of all cases that
+    were measured now or done before, in the data set's order; an undefined number is ``nan`` in the CSVs.
 
     Args:
-        output_dir: folder that receives ``metrics/``.
+        output_dir: folder that receives ``metrics/``, and holds the masks.
         bundle: name of the bundle, as ``method`` and ``settings`` (the method's) for the summary only.
         seed: of this repeat, or the number of the fold; stands in every row.
         target_labels: label values that make the target; ``None`` or empty means all above 0.
@@ -101,14 +109,12 @@ class EvaluationMetrics:
         training_cases: Iterable[str] | None = None,
     ) -> None:
         check_protocol(slice_axis, min_area)
-        self.folder, self.seed = Path(output_dir) / "metrics", seed
+        self.output_dir, self.folder, self.seed = Path(output_dir), Path(output_dir) / "metrics", seed
         self.target_labels, self.min_area, self.slice_axis = list(target_labels or []), min_area, slice_axis
-        protocol = {"target_labels": self.target_labels, "min_area": min_area, "slice_axis": slice_axis}
-        self.context = {"bundle": bundle, "method": method, "settings": protocol | dict(settings or {})}
+        self.protocol = {"target_labels": self.target_labels, "min_area": min_area, "slice_axis": slice_axis}
+        self.context = {"bundle": bundle, "method": method, "settings": self.protocol | dict(settings or {})}
         self.training_cases = None if training_cases is None else set(map(str, training_cases))
-        self.per_slice: list[dict[str, Any]] = []
-        self.per_volume: list[dict[str, Any]] = []
-        self.gate: list[tuple[float, int]] = []
+        self.measured: list[str] = []
 
     def attach(self, engine: Engine) -> None:
         """Adds the handlers to ``engine``; each run starts with empty tables."""
@@ -116,17 +122,32 @@ class EvaluationMetrics:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
+    def is_done(self, case: Row) -> bool:
+        """Whether the rows of ``case`` are there, measured by this protocol on the mask and label that lie there."""
+        return read_record(self._rows(case["stem"])).get("measured") == self._origin(case)
+
+    def _rows(self, stem: str) -> Path:
+        return self.folder / "cases" / f"{stem}.json"
+
+    def _origin(self, case: Row) -> dict[str, Any]:
+        """All that the rows of a case depend on. A mask that is not kept has no hash."""
+        files = {"mask": result_file(self.output_dir, case["stem"], "mask.nii.gz"), "label": case["label_file"]}
+        hashes = {f"{name}_sha256": sha256(file) if os.path.exists(file) else None for name, file in files.items()}
+        return {"custom_modules": __version__} | self.protocol | hashes
+
     def _started(self, engine: Engine) -> None:
-        self.per_slice, self.per_volume, self.gate = [], [], []
+        self.measured = []
 
     def _iteration_completed(self, engine: Engine) -> None:
-        for item in engine.state.output or []:
-            if missing := [key for key in ("case", "pred", "label") if item.get(key) is None]:
+        for item in engine.state.output:
+            if missing := [key for key in ("case", "stem", "pred", "label") if item.get(key) is None]:
                 raise ValueError(f"case {item.get('case')!r}: evaluation needs {missing}, got {sorted(item)}.")
             try:
-                self._measure(item)
+                rows = self._measure(item)
             except ValueError as error:
                 raise ValueError(f"case {item['case']!r}: {error}") from error
+            _write(self._rows(item["stem"]), {"measured": self._origin(engine.cases[item["stem"]])} | rows)
+            self.measured.append(item["stem"])
 
     def _target(self, item: Row) -> torch.Tensor:
         """The true mask, bool (1, H, W, D); warns where the label looks wrong."""
@@ -141,51 +162,80 @@ class EvaluationMetrics:
             logger.warning("case %r has no target: its label holds %s, wanted %s.", item["case"], values, wanted)
         return target
 
-    def _measure(self, item: Row) -> None:
+    def _measure(self, item: Row) -> dict[str, Any]:
+        """The rows of one case: its slices', its volume's, and the classifier's (probability, tag) of each slice."""
         pred, label = item["pred"], item["label"]
         if pred.shape != label.shape or pred.ndim != 4 or len(pred) != 1 or not hasattr(pred, "pixdim"):
             raise ValueError(
                 "pred and label must share one shape (1, H, W, D), pred as a MetaTensor on the native grid; got pred "
                 f"{type(pred).__name__} {tuple(pred.shape)}, label {tuple(label.shape)}."
             )
-        case, known = str(item["case"]), self.training_cases
-        row = {"case": case, "group": item.get("group"), "seed": self.seed}
-        row["in_training"] = None if known is None else int(case in known)
+        gate = []
         if item.get("gate_probability") is not None and item.get("slice_labels") is not None:
-            self.gate += zip(item["gate_probability"], slice_tags(item["slice_labels"].as_tensor()).tolist())
+            gate = list(zip(item["gate_probability"], slice_tags(item["slice_labels"].as_tensor()).tolist()))
         target = self._target(item)[0]
         slices = slice_metrics(pred[0], target, self.slice_axis, pred.pixdim.tolist(), self.min_area)
         volume = {"n_slices": len(slices), "n_undefined": n_undefined(slices, "hd95")}
         volume |= {key: mean(slices, key) for key in ("dice", "iou", "hd95")} | volume_metrics(pred[0], target)
-        self.per_slice += [row | values for values in slices]
-        self.per_volume.append(row | volume | {"seconds_per_slice": number(item, "seconds_per_slice")})
-
-    def _auc(self) -> float | None:
-        """AUC of the classifier over all slices of all volumes; None where it was not the gate."""
-        if len({tag for _, tag in self.gate}) < 2:
-            return None
-        probabilities, tags = zip(*self.gate)
-        return float(compute_roc_auc(torch.tensor(probabilities), torch.tensor(tags)))
+        volume["seconds_per_slice"] = number(item, "seconds_per_slice")
+        return {"gate": gate, "volume": volume, "slices": slices}
 
     def _completed(self, engine: Engine) -> None:
-        known = None if self.training_cases is None else sum(row["in_training"] for row in self.per_volume)
-        summary = summarise(self.per_slice, self.per_volume, **self.context, n_in_training=known)
-        summary["classifier_auc"] = self._auc()
+        finished = set().union(*idist.all_gather([*self.measured, *engine.done]))  # waits for all processes
+        if idist.get_rank() == 0:
+            self._tabulate([case for stem, case in engine.cases.items() if stem in finished])
+
+    def _tabulate(self, cases: Sequence[Row]) -> None:
+        """Writes and prints the tables of `cases`, whose rows are there."""
+        per_slice, per_volume, gate, known = [], [], [], self.training_cases
+        for case in cases:
+            rows, row = _read(self._rows(case["stem"])), {"case": case["case"], "group": case.get("group")}
+            row |= {"seed": self.seed, "in_training": None if known is None else int(case["case"] in known)}
+            per_slice += [row | values for values in rows["slices"]]
+            per_volume.append(row | rows["volume"])
+            gate += rows["gate"]
+        n_known = None if known is None else sum(row["in_training"] for row in per_volume)
+        summary = summarise(per_slice, per_volume, **self.context, n_in_training=n_known)
+        summary["classifier_auc"] = _auc(gate)
         for name, rows, columns in (
-            ("per_slice.csv", self.per_slice, SLICE_COLUMNS),
-            ("per_volume.csv", self.per_volume, VOLUME_COLUMNS),
+            ("per_slice.csv", per_slice, SLICE_COLUMNS),
+            ("per_volume.csv", per_volume, VOLUME_COLUMNS),
         ):
             with whole(self.folder / name) as aside:
                 aside.write_text(_csv(rows, columns), encoding="utf-8")
         write_json(self.folder / "summary.json", summary)
-        if not self.per_volume:
+        if not per_volume:
             logger.error("no case was evaluated: the tables in %s are empty.", self.folder)
             return
-        if known:
-            logger.warning("%d of %d cases were in the checkpoint's training list.", known, len(self.per_volume))
+        if n_known:
+            logger.warning("%d of %d cases were in the checkpoint's training list.", n_known, len(per_volume))
         if summary["classifier_auc"] is not None:
-            logger.info("classifier AUC over %d slices: %.3f", len(self.gate), summary["classifier_auc"])
-        print(_table(self.per_volume, summary), f"written to {self.folder}", sep="\n", flush=True)
+            logger.info("classifier AUC over %d slices: %.3f", len(gate), summary["classifier_auc"])
+        print(_table(per_volume, summary), f"written to {self.folder}", sep="\n", flush=True)
+
+
+def _auc(gate: Sequence[tuple[float, int]]) -> float | None:
+    """AUC of the classifier over (probability, tag) of all slices of all volumes; None where it was not the gate."""
+    if len({tag for _, tag in gate}) < 2:
+        return None
+    probabilities, tags = zip(*gate)
+    return float(compute_roc_auc(torch.tensor(probabilities), torch.tensor(tags)))
+
+
+def _write(path: Path, rows: Row) -> None:
+    """Rows as JSON, from which `_read` makes the same; NaN, which JSON does not have, is null there."""
+    write_json(path, rows | {"volume": _without_nan(rows["volume"]), "slices": list(map(_without_nan, rows["slices"]))})
+
+
+def _without_nan(row: Row) -> Row:
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    rows = read_record(path)
+    for row in (rows["volume"], *rows["slices"]):
+        row.update({key: math.nan for key, value in row.items() if value is None})
+    return rows
 
 
 def _csv(rows: Iterable[Row], columns: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+import ignite.distributed as idist
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
@@ -104,7 +105,8 @@ class SaliencyInferer(Inferer):
         indices = chosen.nonzero().flatten().tolist()
         saliency = torch.zeros(slices.shape, device=volume.device)
         seconds = []
-        for first in tqdm(range(0, len(indices), self.batch_size), desc="slices", unit="batch", leave=False):
+        batches = range(0, len(indices), self.batch_size)
+        for first in tqdm(batches, desc="slices", unit="batch", leave=False, disable=idist.get_rank() > 0):
             batch = indices[first : first + self.batch_size]
             x_0 = slices[batch].contiguous()
             start = _clock(volume.device)

@@ -15,6 +15,8 @@ from monai.transforms import KeepLargestConnectedComponent, MapTransform
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+CROSS = ndimage.generate_binary_structure(2, 1)
+
 
 class CheckVolumed(MapTransform):
     """Stops a volume that no method can work on, before any work, with its case, what is wrong and how to mend it.
@@ -115,22 +117,27 @@ def body_mask(image: np.ndarray, erosion: int = 0) -> np.ndarray:
         image: (H, W, D), real.
         erosion: pixels taken off the rim in every slice.
     """
-    cross = ndimage.generate_binary_structure(2, 1)
-    mask = image - image.min() > 0.5 * (threshold_otsu(image.ravel()) - image.min())
-    mask = ndimage.binary_opening(mask, cross[:, :, None])
-    labels, count = ndimage.label(mask)
-    if count > 1:
-        mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    mask = _tissue(image)
     for k in range(mask.shape[2]):
         mask[..., k] = ndimage.binary_fill_holes(mask[..., k])
         if erosion:
-            mask[..., k] = ndimage.binary_erosion(mask[..., k], cross, iterations=erosion)
+            mask[..., k] = ndimage.binary_erosion(mask[..., k], CROSS, iterations=erosion)
+    return mask
+
+
+def _tissue(image: np.ndarray) -> np.ndarray:
+    """`body_mask` with its holes."""
+    mask = image - image.min() > 0.5 * (threshold_otsu(image.ravel()) - image.min())
+    mask = ndimage.binary_opening(mask, CROSS[:, :, None])
+    labels, count = ndimage.label(mask)
+    if count > 1:
+        mask = labels == np.argmax(np.bincount(labels[mask]))
     return mask
 
 
 def body_box(image: torch.Tensor) -> torch.Tensor:
     """`select_fn` of `CropForegroundd`: the body's in-plane bounding box over all slices, as a mask like `image`."""
-    mask = body_mask(np.asarray(image[0])).any(axis=2)
+    mask = _tissue(np.asarray(image[0])).any(axis=2)  # holes do not change the box
     return torch.as_tensor(mask)[None, :, :, None].expand(image.shape)
 
 

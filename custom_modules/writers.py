@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,10 +25,31 @@ def whole(path: str | Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def remove_partial(folder: str | Path) -> None:
+    """Removes what a killed process left of `whole` in a folder to which no other writes."""
+    for aside in Path(folder).glob(".partial-*"):
+        aside.unlink()
+
+
+def result_file(output_dir: str | Path, stem: str, ending: str) -> Path:
+    """Where a file of one case's result stands: `<output_dir>/<stem>/<stem>_<ending>`."""
+    return Path(output_dir) / stem / f"{stem}_{ending}"
+
+
 def write_json(path: str | Path, content: dict) -> None:
-    """Writes `content` as indented JSON; NaN is an error."""
+    """Writes `content` as indented JSON, lists of numbers in one line; NaN is an error."""
+    text = json.dumps(content, indent=2, allow_nan=False)
+    text = re.sub(r"\[\n[^]\[{}\"]*\]", lambda numbers: "[" + " ".join(numbers[0][1:-1].split()) + "]", text)
     with whole(path) as aside:
-        aside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        aside.write_text(text + "\n", encoding="utf-8")
+
+
+def read_record(path: str | Path) -> dict:
+    """What `write_json` wrote; {} where that is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 class AtomicNibabelWriter(NibabelWriter):

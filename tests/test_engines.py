@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 from pathlib import Path
@@ -17,7 +18,8 @@ from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImag
 from torch import nn
 
 import custom_modules
-from custom_modules.engines import CaseDataset, Provenance, VolumeBatch, VolumeEvaluator, reason
+from custom_modules import engines
+from custom_modules.engines import CaseDataset, Provenance, VolumeBatch, VolumeEvaluator, reason, sha256
 from custom_modules.inferers import SaliencyInferer
 from custom_modules.transforms import CheckVolumed, TagVolumed
 
@@ -122,10 +124,10 @@ def cases(tmp_path) -> list[dict]:
     return [{"case": f"case_{n}", "image": str(tmp_path / f"{n}.nii.gz"), "slice_labels": [1, 0, 1]} for n in names]
 
 
-def evaluator(cases: list[dict], gate: str = "all", handlers=(), postprocessing=None) -> VolumeEvaluator:
+def evaluator(cases: list[dict], gate: str = "all", handlers=(), postprocessing=None, records=()) -> VolumeEvaluator:
     return VolumeEvaluator(
         device=torch.device("cpu"),
-        val_data_loader=DataLoader(CaseDataset(cases, PREPROCESSING), batch_size=1),
+        val_data_loader=DataLoader(CaseDataset(cases, PREPROCESSING, records), batch_size=1),
         network=nn.Identity(),
         inferer=SaliencyInferer(darkest_fails, gate=gate, amp=False),
         prepare_batch=VolumeBatch(),
@@ -184,6 +186,39 @@ def test_a_failure_in_postprocessing_counts_too(cases):
         engine.run()
 
 
+def test_all_processes_report_the_failures_of_all(cases, monkeypatch):
+    def gather(mine):  # as if a second process had done its share
+        return [mine, ({"case_b": "ValueError: its own"}, ["case_a", "case_b", "case_c"], ["a", "c"])]
+
+    monkeypatch.setattr(engines.idist, "all_gather", gather)
+    engine = evaluator(cases)
+    with pytest.raises(RuntimeError) as caught:
+        engine.run()
+    message = str(caught.value).splitlines()
+    assert message[0] == "3 of 7 cases failed:" and [line.split(":")[0] for line in message[1:]] == [
+        "  case_b", "  case_dark", "  case_unreadable"
+    ]  # fmt: skip
+
+
+def test_what_is_on_record_is_not_prepared(cases, caplog):
+    class Record:
+        def __init__(self, *done):
+            self.done = done
+
+        def is_done(self, case):
+            return case["stem"] in self.done
+
+    caplog.set_level("INFO")
+    records = [Record("unreadable", "fine", "last"), Record("dark", "fine", "unreadable")]  # both have to say so
+    collect = Collect()
+    engine = evaluator(cases, handlers=[collect], records=records)
+    with pytest.raises(RuntimeError, match="1 of 4 cases failed:\n  case_dark"):
+        engine.run()
+    assert engine.done == ["unreadable", "fine"] and [len(output) for output in collect.outputs] == [0, 0, 0, 1]
+    assert "case case_fine (3 of 4): there already" in caplog.text and "2 of 4 cases were there already" in caplog.text
+    assert "done" not in CaseDataset(cases, PREPROCESSING, records, overwrite=True)[2]
+
+
 def test_tags_reach_the_inferer(cases):
     collect = Collect()
     evaluator(cases[3:], gate="tags", handlers=[collect]).run()
@@ -201,6 +236,15 @@ def test_cases_without_tags_fail_one_by_one_under_gate_tags(cases):
 
 # ---- provenance
 
+ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # SHA-256 of "abc": FIPS 180-2, appendix B.1
+
+
+def test_a_series_is_hashed_by_its_files_in_the_order_of_their_names(tmp_path):
+    for name, content in (("3.dcm", b"c"), ("1.dcm", b"a"), ("2.dcm", b"b")):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    assert sha256(tmp_path) == ABC
+
 
 def test_provenance_tells_how_a_result_came_to_be(cases, tmp_path):
     (tmp_path / "model.pt").write_bytes(b"abc")
@@ -210,7 +254,9 @@ def test_provenance_tells_how_a_result_came_to_be(cases, tmp_path):
         evaluator(cases[1:3], gate="tags", handlers=[provenance]).run()
     written = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert written == [Path("fine/fine_provenance.json")]  # nothing for the failed case
-    facts = json.loads((tmp_path / "out" / written[0]).read_text())
+    text = (tmp_path / "out" / written[0]).read_text()
+    assert '"slice_labels": [1, 0, 1]' in text, "lists of numbers stand in one line"
+    facts = json.loads(text)
     assert facts.pop("seconds_per_slice") >= 0
     assert facts == {
         "case": "case_fine",
@@ -218,8 +264,11 @@ def test_provenance_tells_how_a_result_came_to_be(cases, tmp_path):
         "label": None,
         "slices_processed": 2,
         "settings": settings,
-        # SHA-256 of "abc": FIPS 180-2, appendix B.1
-        "weights_sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        "weights_sha256": ABC,
+        "gate_weights_sha256": None,
+        "image_sha256": hashlib.sha256(Path(cases[2]["image"]).read_bytes()).hexdigest(),
+        "channel": None,
+        "slice_labels": [1, 0, 1],
         "versions": {
             "custom_modules": custom_modules.__version__,
             "monai": monai.__version__,
@@ -227,3 +276,30 @@ def test_provenance_tells_how_a_result_came_to_be(cases, tmp_path):
             "python": platform.python_version(),
         },
     }
+
+
+def test_a_result_counts_once_it_is_whole(cases, tmp_path):
+    case = CaseDataset(cases, PREPROCESSING).data[2]
+    provenance = Provenance(str(tmp_path / "out"), None, {"blur": 3})
+    assert not provenance.is_done(case)
+    evaluator(cases[2:], handlers=[provenance]).run()
+    assert not provenance.is_done(case), "its volumes are not there"
+    for volume in ("mask", "saliency"):
+        (tmp_path / "out" / "fine" / f"fine_{volume}.nii.gz").touch()
+    assert provenance.is_done(case)
+    assert not Provenance(str(tmp_path / "out"), None, {"blur": 2}).is_done(case)
+    assert not Provenance(str(tmp_path / "out"), None, {"blur": 3}, cases[0]["image"]).is_done(case), "another gate"
+    assert not provenance.is_done(case | {"channel": 1})
+
+
+def test_provenance_goes_before_its_result_does(cases, tmp_path):
+    def refuse(item):
+        raise OSError("No space left on device")
+
+    provenance = Provenance(str(tmp_path), None, {})
+    evaluator(cases[2:3], handlers=[provenance]).run()
+    path = tmp_path / "fine" / "fine_provenance.json"
+    assert path.is_file()
+    with pytest.raises(RuntimeError, match="No space left"):
+        evaluator(cases[2:3], handlers=[provenance], postprocessing=Compose([refuse])).run()
+    assert not path.exists()

@@ -28,11 +28,15 @@ def volume(*slices: np.ndarray) -> np.ndarray:
 def item(case, pred, label, **more):
     affine = torch.diag(torch.tensor([2.0, 3.0, 5.0, 1.0]))
     pred, label = (MetaTensor(torch.as_tensor(mask)[None].float(), affine=affine) for mask in (pred, label))
-    return {"case": case, "pred": pred, "label": label, **more}
+    return {"case": case, "stem": case, "pred": pred, "label": label, **more}
 
 
-def run(handler, outputs):
+def run(handler, outputs, cases=None, done=()):
+    """As in a `VolumeEvaluator` over `cases` (by default those put out), of which `done` were there already."""
     engine = Engine(lambda engine, output: output)
+    names = [item["case"] for output in outputs for item in output] if cases is None else cases
+    engine.cases = {name: {"case": name, "stem": name, "label_file": f"{name}_seg.nii.gz"} for name in names}
+    engine.done = list(done)
     handler.attach(engine)
     engine.run(outputs)
     return handler.folder
@@ -71,10 +75,57 @@ def test_handler_in_an_engine(tmp_path, caplog, capsys):
     assert summary["n_in_training"] == 1 and "training list" in caplog.text
     table = capsys.readouterr().out
     assert all(word in table for word in ("case", "HD95", "mean", "0.500"))
-    assert sorted(path.name for path in folder.iterdir()) == ["per_slice.csv", "per_volume.csv", "summary.json"]
+    written = sorted(path.name for path in folder.iterdir())
+    assert written == ["cases", "per_slice.csv", "per_volume.csv", "summary.json"]
     again = summarise(slices, volumes, bundle="chaos_kidney", method="cdm", settings=summary["settings"])
     assert again["volume_dice"]["mean"] == pytest.approx(summary["volume_dice"]["mean"], abs=1e-6)
     assert again["hd95"] == summary["hd95"]
+
+
+def test_tables_are_the_same_in_one_go_and_in_parts(tmp_path):
+    outputs = [
+        [item("b", volume(PRED, EMPTY), volume(LABEL, LABEL), seconds_per_slice=1 / 3)],
+        [item("a", volume(EMPTY, LABEL), volume(LABEL, LABEL))],
+    ]
+    expected = run(EvaluationMetrics(tmp_path / "at once", "brats_flair", "cdm"), outputs)
+    in_parts = EvaluationMetrics(tmp_path / "in parts", "brats_flair", "cdm", seed=0)
+    run(in_parts, [outputs[1]], cases=["b", "a"])
+    assert [row["case"] for row in read(in_parts.folder / "per_volume.csv")] == ["a"]
+    run(in_parts, [outputs[0], []], cases=["b", "a"], done=["a"])
+    for name in ("per_slice.csv", "per_volume.csv", "summary.json"):
+        assert (in_parts.folder / name).read_bytes() == (expected / name).read_bytes()
+
+
+def test_rows_of_a_case_that_is_not_finished_now_are_not_counted(tmp_path):
+    handler = EvaluationMetrics(tmp_path, "brats_flair", "cdm")
+    outputs = [[item(name, volume(PRED), volume(LABEL))] for name in ("a", "b")]
+    run(handler, outputs)
+    run(handler, [[], outputs[1]], cases=["a", "b"])  # a fails
+    assert [row["case"] for row in read(handler.folder / "per_volume.csv")] == ["b"]
+
+
+def test_rows_are_those_of_the_mask_and_label_that_lie_there(tmp_path):
+    label, mask = tmp_path / "a_seg.nii.gz", tmp_path / "a" / "a_mask.nii.gz"
+    case = {"case": "a", "stem": "a", "label_file": str(label)}
+    mask.parent.mkdir()
+
+    def handler(**more):
+        return EvaluationMetrics(tmp_path, "brats_flair", "cdm", **more)
+
+    engine = Engine(lambda engine, output: output)
+    engine.cases, engine.done = {"a": case}, []
+    handler().attach(engine)
+    for path in (label, mask):
+        path.write_bytes(b"first")
+    assert not handler().is_done(case)
+    engine.run([[item("a", volume(PRED), volume(LABEL))]])
+    assert handler().is_done(case)
+    assert not handler(min_area=2).is_done(case) and not handler(target_labels=[1]).is_done(case)
+    for path in (label, mask):
+        path.write_bytes(b"other")
+        assert not handler().is_done(case)
+        path.write_bytes(b"first")
+    assert handler().is_done(case)
 
 
 def test_handler_without_a_case(tmp_path, caplog):
