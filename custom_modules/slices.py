@@ -1,18 +1,36 @@
-"""The slices of a set of volumes in memory, which training draws from: decoded once, 8 bits a voxel."""
+"""The slices of a set of volumes in memory, which training draws from: decoded once, 8 bits a voxel.
+
+Several processes (torchrun) share work and draws: whatever is random is drawn alike in all of them, for all of them,
+and each takes its `share`. So N processes with a batch of B compute what one process with a batch of N * B does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 
+import ignite.distributed as idist
+import numpy as np
 import torch
-from monai.data import PersistentDataset
+from monai.data import PersistentDataset, get_track_meta, set_track_meta
 from monai.data.utils import pickle_hashing
-from monai.transforms import Compose, Transform
-from torch.utils.data import DataLoader, Dataset
+from monai.transforms import Compose, Randomizable, Transform
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 
 from custom_modules.transforms import slice_tags
+
+
+def share(items: Sequence) -> Sequence:
+    """What this process takes of `items`: every N-th of N processes; all, where there are fewer items than processes,
+    because one without work would leave the others waiting."""
+    processes = idist.get_world_size()
+    return items[idist.get_rank() :: processes] if len(items) >= processes else items
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed for each epoch of each run."""
+    return (seed * 1_000_003 + epoch * 1_009) % 2**31
 
 
 class SliceDataset(Dataset):
@@ -33,7 +51,8 @@ class SliceDataset(Dataset):
         cache_dir: folder of the prepared volumes; None to prepare them anew each run.
         num_workers: processes that prepare volumes.
 
-    Items: {"image": (1, H, W) float32 in [-1, 1], "tag": int64, "label"?: (1, H, W) float32, 0 or 1}.
+    Items: {"image": (1, H, W) float32 in [-1, 1], "tag": int64, "label"?: (1, H, W) float32, 0 or 1}, by the number of
+    the slice or, as `BalancedSampler` gives it, by (number, seed): then the augmentation depends on the seed alone.
     """
 
     def __init__(
@@ -48,15 +67,26 @@ class SliceDataset(Dataset):
         # reader remembers the file it read last, which would enter the key of the next data set.
         prepare = deepcopy(Compose([preprocessing, PackSlices()]).flatten())
         volumes = PersistentDataset([dict(c) for c in cases], prepare, cache_dir, hash_transform=pickle_hashing)
-        loader = DataLoader(volumes, batch_size=None, num_workers=num_workers)
-        packed = list(tqdm(loader, desc="preparing volumes", unit="volume", disable=len(cases) < 2))
+        everything = range(len(cases))
+
+        def read(indices: Sequence[int], quiet: bool = False) -> list[dict]:
+            loader = DataLoader(volumes, batch_size=None, sampler=indices, num_workers=num_workers)
+            quiet = quiet or len(indices) < 2 or idist.get_rank() > 0
+            return list(tqdm(loader, desc="preparing volumes", unit="volume", disable=quiet))
+
+        shared = cache_dir is not None and idist.get_world_size() > 1
+        if shared:  # each process fills its share of the cache, from which all read
+            read(share(everything))
+            idist.barrier()
+        packed = read(everything, quiet=shared)
 
         def join(key: str) -> torch.Tensor:
             return torch.cat([slices[key] for slices in packed]) if packed else torch.empty(0)
 
         self.images, self.tags = join("image"), join("tag").long()  # (N, 1, H, W) uint8, (N,) int64
         self.labels = join("label") if packed and "label" in packed[0] else None  # (N, 1, H, W) uint8
-        self.augmentation = augmentation
+        self.augmentation, self.random = augmentation, np.random.RandomState()
+        _draw_from(augmentation, self.random)
 
     @property
     def balanced_weights(self) -> list[float]:
@@ -75,15 +105,59 @@ class SliceDataset(Dataset):
     def __len__(self) -> int:
         return len(self.tags)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int | tuple[int, int]) -> dict:
+        if isinstance(index, tuple):
+            index, seed = index
+            self.set_random_state(seed)
         item = {"image": self.images[index].float() / 127.5 - 1, "tag": self.tags[index]}
         if self.labels is not None:
             item["label"] = self.labels[index].float()
-        return item if self.augmentation is None else self.augmentation(item)
+        if self.augmentation is None:
+            return item
+        tracking = get_track_meta()
+        set_track_meta(False)  # a slice needs no affine, and to carry one takes longer than the augmentation itself
+        try:
+            return self.augmentation(item)
+        finally:
+            set_track_meta(tracking)
 
     def set_random_state(self, seed: int) -> None:
-        if self.augmentation is not None:
-            self.augmentation.set_random_state(seed=seed)
+        self.random.seed(seed)
+
+
+def _draw_from(transform: Transform | None, random: np.random.RandomState) -> None:
+    """Makes `random` the one generator of all that is random in `transform`: to seed it anew takes a microsecond, while
+    `Compose.set_random_state`, which makes a generator for each part, takes nearly as long as the augmentation."""
+    if isinstance(transform, Randomizable):
+        transform.set_random_state(state=random)
+    for part in getattr(transform, "transforms", ()):
+        _draw_from(part, random)
+
+
+class BalancedSampler(DistributedSampler):
+    """Draws (slice, seed of its augmentation), as many positive as negative slices, as a function of (seed, epoch).
+
+    The k-th batches of all processes together are the k-th batch of one process whose batch is as large as theirs
+    together: the same slices with the same seeds. MONAI's `DistributedWeightedRandomSampler` draws others for each
+    number of processes. It is a `DistributedSampler` because MONAI's engines tell those the epoch.
+
+    Args:
+        dataset: the slices.
+        num_samples: draws of this process in an epoch.
+        seed: of the run.
+    """
+
+    def __init__(self, dataset: SliceDataset, num_samples: int, seed: int = 0) -> None:
+        super().__init__(dataset, idist.get_world_size(), idist.get_rank(), seed=seed)
+        self.num_samples = num_samples
+        self.weights = torch.tensor(dataset.balanced_weights, dtype=torch.double)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch) + 1)  # the noise's ends in + 0
+        total = self.num_samples * self.num_replicas
+        indices = torch.multinomial(self.weights, total, replacement=True, generator=generator)
+        seeds = torch.randint(2**32, (total,), generator=generator)
+        return iter(share(list(zip(indices.tolist(), seeds.tolist()))))
 
 
 class PackSlices(Transform):

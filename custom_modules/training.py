@@ -11,17 +11,20 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler, ProgressBar
 from monai.engines.utils import IterationEvents, PrepareBatch
 from monai.handlers import CheckpointLoader, CheckpointSaver
 from monai.metrics import compute_roc_auc
+from monai.utils import evenly_divisible_all_gather
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from custom_modules.diffusion import Diffusion
 from custom_modules.networks import WeakDiffusionNetwork, autocast
+from custom_modules.slices import epoch_seed, share
 from custom_modules.writers import whole
 
 
@@ -48,7 +51,8 @@ class TrainingStep(nn.Module):
 
     Forward: `x_0` (B, 1, H, W) in [-1, 1] and `tags` (B,) in {0, 1}; returns, a value a sample, "denoising" (mean
     squared error of the noise), "classification" (cross entropy), and "probability" (p(y1 | x_t), for the AUC).
-    Noise and t come from torch's global generator, which `EpochSeed` sets.
+    Noise and t come from torch's global generator, which `EpochSeed` sets; every process draws them for the batches of
+    all processes and takes its share, as `BalancedSampler` deals out the slices.
 
     Raises:
         ValueError: if `timestep_range` is not inside 0..T-1 or a share is not inside [0, 1].
@@ -70,9 +74,9 @@ class TrainingStep(nn.Module):
                 f"timestep_range must be [low, high] with 0 <= low <= high < {diffusion.num_train_timesteps}; "
                 f"got {list(timestep_range)}."
             )
-        for name, share in (("timestep_focus", timestep_focus), ("clean_fraction", clean_fraction)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} is a share and must be in [0, 1]; got {share}.")
+        for name, value in (("timestep_focus", timestep_focus), ("clean_fraction", clean_fraction)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} is a share and must be in [0, 1]; got {value}.")
         self.network, self.diffusion = network, diffusion
         self.low, self.high = low, high
         self.timestep_focus, self.clean_fraction, self.amp = timestep_focus, clean_fraction, amp
@@ -84,10 +88,11 @@ class TrainingStep(nn.Module):
         return torch.where(torch.rand(batch_size, device=device) < self.timestep_focus, focus, anywhere)
 
     def forward(self, x_0: torch.Tensor, tags: torch.Tensor) -> dict[str, torch.Tensor]:
-        eps = torch.randn_like(x_0)
-        t = self.sample_timesteps(len(x_0), x_0.device)
+        total = len(x_0) * idist.get_world_size()
+        eps = share(torch.randn(total, *x_0.shape[1:], device=x_0.device))
+        t = share(self.sample_timesteps(total, x_0.device))
+        clean = share(torch.rand(total, device=x_0.device) < self.clean_fraction)
         x_t = self.diffusion.add_noise(x_0, eps, t)  # Eq. (2)
-        clean = torch.rand(len(x_0), device=x_0.device) < self.clean_fraction
         with autocast(x_0.device, self.amp):
             eps_hat = self.network(x_t, t, tags)
             logits = self.network.classify(torch.where(clean[:, None, None, None], x_0, x_t), t.masked_fill(clean, 0))
@@ -128,23 +133,32 @@ class ClipGradients:
 
 
 class EpochSeed:
-    """Makes every random draw of an epoch a function of (seed, epoch, rank).
+    """Makes noise and t of an epoch a function of (seed, epoch), the same in every process.
 
-    So a run that was killed and resumes at an epoch's start draws the same slices, augmentations, noise and t as
-    one that was never stopped, and no generator's state has to be stored. Validation (`every_epoch=False`) draws the
-    same noise each time.
+    As `BalancedSampler` does so for slices and augmentations, a run that was killed and resumes at an epoch's start
+    draws the same as one that was never stopped, and no generator's state has to be stored. Validation
+    (`every_epoch=False`) draws the same noise each time.
     """
 
-    def __init__(self, seed: int, dataset, every_epoch: bool = True) -> None:
-        self.seed, self.dataset, self.every_epoch = seed, dataset, every_epoch
+    def __init__(self, seed: int, every_epoch: bool = True) -> None:
+        self.seed, self.every_epoch = seed, every_epoch
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        seed = (self.seed * 1_000_003 + self.every_epoch * engine.state.epoch * 1_009 + engine.state.rank) % 2**31
-        torch.manual_seed(seed)
-        self.dataset.set_random_state(seed=seed)
+        torch.manual_seed(epoch_seed(self.seed, self.every_epoch * engine.state.epoch))
+
+
+class MeanLoss:
+    """Under several processes: makes the loss that is logged the mean over all of them, that of the whole batch."""
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        loss = engine.state.output["loss"].detach() / idist.get_world_size()
+        engine.state.output["loss"] = idist.all_reduce(loss)
 
 
 class AveragedWeights:
@@ -176,7 +190,8 @@ class AveragedWeights:
 
 
 class TagMetrics:
-    """Validation metrics of `TrainingStep`: denoising loss by tag, and AUC of the classifier over the drawn t."""
+    """Validation metrics of `TrainingStep`, over the slices of all processes: denoising loss by tag, and AUC of the
+    classifier over the drawn t."""
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self._start)
@@ -188,12 +203,15 @@ class TagMetrics:
 
     def _gather(self, engine: Engine) -> None:
         pred, tags = engine.state.output["pred"], engine.state.output["label"]
-        self.losses.append(pred["denoising"].cpu())
-        self.probabilities.append(pred["probability"].cpu())
-        self.tags.append(tags.cpu())
+        self.losses.append(pred["denoising"])
+        self.probabilities.append(pred["probability"])
+        self.tags.append(tags)
 
     def _compute(self, engine: Engine) -> None:
-        losses, probabilities, tags = (torch.cat(v) for v in (self.losses, self.probabilities, self.tags))
+        losses, probabilities, tags = (
+            evenly_divisible_all_gather(torch.cat(values)).cpu()
+            for values in (self.losses, self.probabilities, self.tags)
+        )
         for tag in (0, 1):
             engine.state.metrics[f"val_denoising_y{tag}"] = float(losses[tags == tag].mean())
         engine.state.metrics["val_classifier_auc"] = float(compute_roc_auc(probabilities, tags))

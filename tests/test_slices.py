@@ -8,13 +8,16 @@ from monai.transforms import (
     EnsureChannelFirstd,
     EnsureTyped,
     LoadImaged,
+    OneOf,
+    RandAdjustContrastd,
+    RandAffined,
     RandFlipd,
     Resized,
     ScaleIntensityRanged,
 )
 from volumes import save_volume
 
-from custom_modules.slices import SliceDataset
+from custom_modules.slices import BalancedSampler, SliceDataset, share
 from custom_modules.transforms import TagVolumed
 
 
@@ -92,14 +95,54 @@ def test_balanced_weights_draw_both_tags_equally(cases):
         _ = SliceDataset(cases[1:], preprocessing()).balanced_weights
 
 
-def test_augmentation_is_seeded(cases):
-    dataset = SliceDataset(cases, preprocessing(), Compose([RandFlipd(keys="image", prob=0.5, spatial_axis=0)]))
-    dataset.images[:] = torch.arange(8, dtype=torch.uint8)[:, None]  # rows differ, so a flip shows
-    draws = []
-    for seed in (1, 1, 2):
-        dataset.set_random_state(seed)
-        draws.append(torch.stack([dataset[0]["image"] for _ in range(16)]))
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+def processes(monkeypatch, rank, number):
+    monkeypatch.setattr("ignite.distributed.get_rank", lambda: rank)
+    monkeypatch.setattr("ignite.distributed.get_world_size", lambda: number)
+
+
+def test_each_process_has_its_share_and_none_is_without(monkeypatch):
+    assert share(range(5)) == range(5)
+    shares = []
+    for rank in range(3):
+        processes(monkeypatch, rank, 3)
+        shares.append(share(list("abcde")))
+        assert share(["a", "b"]) == ["a", "b"] and share([]) == []
+    assert shares == [["a", "d"], ["b", "e"], ["c"]]
+
+
+def test_the_processes_batches_are_together_the_batch_of_one(cases, monkeypatch):
+    dataset = SliceDataset(cases, preprocessing())
+
+    def draws(rank, number, epoch=1, seed=0, num_samples=12):
+        processes(monkeypatch, rank, number)
+        sampler = BalancedSampler(dataset, num_samples // number, seed)
+        sampler.set_epoch(epoch)
+        assert len(sampler) == len(list(sampler)) == num_samples // number
+        return list(sampler)
+
+    whole, parts = draws(0, 1), [draws(rank, 3) for rank in range(3)]
+    for k in range(2):  # batches of 6, and of 2 in each of the three
+        assert sorted(whole[6 * k : 6 * k + 6]) == sorted(sum((part[2 * k : 2 * k + 2] for part in parts), []))
+    assert whole == draws(0, 1) and whole not in (draws(0, 1, epoch=2), draws(0, 1, seed=1))
+    many = draws(0, 1, num_samples=2000)
+    positive = sum(int(dataset.tags[index]) for index, _ in many)
+    assert positive == pytest.approx(1000, abs=90)  # 4 standard deviations of sqrt(2000) / 2
+    assert len({seed for _, seed in many}) == 2000 and all(0 <= seed < 2**32 for _, seed in many)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_items_augmentation_is_a_function_of_its_seed(nested, cases):
+    flip = RandFlipd(keys="image", prob=0.5, spatial_axis=0)
+    affine = RandAffined(keys="image", prob=0.5, rotate_range=1.0, padding_mode="border")
+    parts = [flip, OneOf([affine, RandAdjustContrastd(keys="image", prob=0.5)])] if nested else [flip, affine]
+    dataset = SliceDataset(cases, preprocessing(), Compose(parts))
+    dataset.images[:] = torch.arange(0, 240, 30, dtype=torch.uint8)[:, None]  # rows differ, so a flip shows
+    first = [dataset[0, seed]["image"] for seed in range(16)]
+    again = [dataset[0, seed]["image"] for seed in reversed(range(16))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    assert len({tuple(image.flatten().tolist()) for image in first}) > 4
+    plain = SliceDataset(cases, preprocessing())
+    assert torch.equal(plain[0, 7]["image"], plain[0]["image"])
 
 
 def test_no_case_gives_no_slice():

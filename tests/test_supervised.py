@@ -224,7 +224,7 @@ def test_the_overlay_is_a_training_workflow_on_one_device_and_on_several(bundle,
     workflow.initialize()
     assert workflow.check_properties() == []
     several = ConfigParser.load_config_files([*paths, REPO / config(bundle, "multi_gpu_train")])
-    assert several["train"]["trainer"]["network"]["module"] == "$@training_step.to(@device)"
+    assert several["train"]["trainer"]["network"]["model"] == "@training_step"
     assert several["training_step"]["_target_"].endswith("SegmentationStep")
 
 
