@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 PYTHON ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint export dist test-toolchains clean
 
 demo: $(STAMP)
 	$(PY) -m examples.demo --output_dir demo_output
@@ -17,9 +17,19 @@ test: lint
 lint: $(STAMP)
 	$(PY) -m ruff check .
 
-clean:  # leaves .venv and your runs alone
+export: $(STAMP)  # TorchScript and ONNX; the next `make dist` takes them along
+	$(PY) -m packing.export bundles/brats_flair
+	$(PY) -m packing.export bundles/chaos_kidney
+
+dist: $(STAMP)  # each bundle as a folder and a zip that stand alone
+	$(PY) -m packing.pack
+
+test-toolchains: $(STAMP)  # real hosts, each in an environment of its own under .toolchains: gigabytes and minutes, once
+	$(PY) -m pytest tests/toolchains -s -rA
+
+clean:  # leaves .venv, .toolchains and your runs alone
 	rm -rf demo_output build dist *.egg-info .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './.toolchains/*' -prune -exec rm -rf {} +
 
 # A name on PATH may be a shim that fails, or a Python without venv, so each candidate has to run.
 $(STAMP): requirements.txt requirements-dev.txt

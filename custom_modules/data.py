@@ -56,7 +56,8 @@ def load_cases(
         section: section or sections to read; None: all.
         with_label: keep the key `label`. Training does without, so that it cannot see a mask.
         discover: where there is no datalist, take what `find_cases` finds in `dataset_dir`.
-        allow_empty: sections that are there but empty are no error (the validation of folds is).
+        allow_empty: sections that are there but empty are no error (the validation of folds is), nor is no datalist
+            at all in `dataset_dir` (MONAI Label trains without).
 
     Returns:
         `{"case", "image", "slice_labels"?, "label"?, "channel"?}`, with unique names and absolute paths.
@@ -80,6 +81,8 @@ def load_cases(
         items = name_apart(items, folders[0])
     elif datalist is None and discover:
         items = find_cases(dataset_dir)
+    elif datalist is None and allow_empty:
+        items = []
     else:
         raise FileNotFoundError(f"datalist {path} does not exist. {build}")
     return [{key: value for key, value in item.items() if with_label or key != "label"} for item in items]
@@ -100,7 +103,7 @@ def labelled_cases(
     Raises:
         ValueError: no case has a label on disk (without `allow_empty`); and what `load_cases` raises.
     """
-    cases = load_cases(datalist, dataset_dir, section, with_label=True, discover=True, allow_empty=allow_empty)
+    cases = load_cases(datalist, dataset_dir, section, True, discover=not allow_empty, allow_empty=allow_empty)
     with_label = [case for case in cases if "label" in case and os.path.exists(case["label"])]
     if not with_label and not allow_empty:
         raise ValueError(f"none of the {len(cases)} cases in {dataset_dir} has a label to be compared with.")

@@ -24,10 +24,12 @@ from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents, PrepareBatch
 
 from custom_modules import __version__
+from custom_modules.dicom import OUTPUT_FORMATS, check_source
 from custom_modules.writers import read_record, remove_partial, result_file, write_json
 
 logger = logging.getLogger(__name__)
 DONE, ERROR = "done", "error"
+VOLUMES, SEGMENTATION = ["mask.nii.gz", "saliency.nii.gz"], "seg.dcm"
 VERSIONS = {
     "custom_modules": __version__,
     "monai": monai.__version__,
@@ -63,9 +65,23 @@ class CaseDataset(Dataset):
         records: handlers that write results; a case for which all of them say `is_done(case)` is an item {"case",
             "stem", "done"} and not prepared.
         overwrite: no case counts as done.
+        output_format: `nifti`, or `dicom_seg`: for that, an image has to be a DICOM series.
+
+    Raises:
+        ValueError: if `output_format` is something else.
     """
 
-    def __init__(self, data: Sequence[Mapping], transform, records: Sequence = (), overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        data: Sequence[Mapping],
+        transform,
+        records: Sequence = (),
+        overwrite: bool = False,
+        output_format: str = "nifti",
+    ) -> None:
+        if output_format not in OUTPUT_FORMATS:
+            raise ValueError(f"output_format must be one of {list(OUTPUT_FORMATS)}; got {output_format!r}.")
+        self.output_format = output_format
         self.records = [] if overwrite else list(records)
         stems = [_stem(case) for case in data]
         counts, names = Counter(stems), {case["case"] for case in data}
@@ -80,6 +96,7 @@ class CaseDataset(Dataset):
         try:
             if self.records and all(record.is_done(case) for record in self.records):
                 return {"case": case["case"], "stem": case["stem"], DONE: True}
+            check_source(case, self.output_format)
             return super()._transform(index)
         except Exception as error:  # whatever a file may hold
             return {"case": case["case"], ERROR: reason(error)}
@@ -152,7 +169,7 @@ class VolumeEvaluator(SupervisedEvaluator):
         if idist.get_rank() == 0 and any(done):
             logger.info(
                 "%d of %d cases were there already, made with the same settings, weights and image "
-                "(--overwrite true does them anew)", len(set().union(*done)), n_cases
+                "(--overwrite True does them anew)", len(set().union(*done)), n_cases
             )  # fmt: skip
         if self.failures:
             listed = "\n".join(f"  {case}: {why}" for case, why in self.failures.items())
@@ -170,13 +187,20 @@ class Provenance:
         ckpt_path: the weights, whose SHA-256 is recorded; None where there are none.
         settings: knobs to record.
         gate_ckpt_path: the weights of the classifier where that is the gate, else None.
+        output_format: `dicom_seg`: a result has a DICOM Segmentation too.
     """
 
     def __init__(
-        self, output_dir: str, ckpt_path: str | None, settings: Mapping, gate_ckpt_path: str | None = None
+        self,
+        output_dir: str,
+        ckpt_path: str | None,
+        settings: Mapping,
+        gate_ckpt_path: str | None = None,
+        output_format: str = "nifti",
     ) -> None:
         self.output_dir, self.ckpt_path, self.gate_ckpt_path = Path(output_dir), ckpt_path, gate_ckpt_path
         self.settings = json.loads(json.dumps(settings))  # as they are read back
+        self.volumes = [*VOLUMES, SEGMENTATION] if output_format == "dicom_seg" else VOLUMES
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, lambda: self._weights)  # once, before the loader's workers are forked
@@ -186,7 +210,7 @@ class Provenance:
     def is_done(self, case: Mapping) -> bool:
         """Whether the result of `case` stands there whole, made by this version from the same with the same."""
         facts = read_record(self._file(case["stem"]))
-        there = all(self._file(case["stem"], volume).is_file() for volume in ("mask.nii.gz", "saliency.nii.gz"))
+        there = all(self._file(case["stem"], volume).is_file() for volume in self.volumes)
         version = facts.get("versions", {}).get("custom_modules")
         return there and version == __version__ and facts.items() >= self._origin(case).items()
 
@@ -207,6 +231,8 @@ class Provenance:
         for path in map(self._file, engine.state.batch["stem"]):
             path.unlink(missing_ok=True)
             remove_partial(path.parent)
+        for stem in engine.state.batch["stem"]:  # without output_format dicom_seg, none takes its place
+            self._file(stem, SEGMENTATION).unlink(missing_ok=True)
 
     def __call__(self, engine: Engine) -> None:
         for item in engine.state.output:

@@ -24,7 +24,7 @@ def check_knobs(argv: Sequence[str] | None = None) -> None:
     Does nothing when the process was started otherwise (a test, MONAI Label, a notebook).
 
     Raises:
-        ValueError: if an id does not exist, with the closest ones that do.
+        ValueError: if an id does not exist, with the closest ones that do, or a switch is neither True nor False.
     """
     argv = list(sys.argv if argv is None else argv)
     given = {}
@@ -37,12 +37,13 @@ def check_knobs(argv: Sequence[str] | None = None) -> None:
     files = given.pop("config_file").strip("[]").replace("'", "").replace('"', "").split(",")
     config = ConfigParser.load_config_files([f.strip() for f in files])
     for name in given:
-        if name not in RUN_ARGUMENTS and (problem := find_knob(name, config)):
+        if name not in RUN_ARGUMENTS and (problem := find_knob(name, config, given[name])):
             raise ValueError(problem)
 
 
-def find_knob(name: str, config: Mapping) -> str | None:
-    """None where `config` has the id `name` (a, a#b or a::b), else what is wrong, with the closest ids."""
+def find_knob(name: str, config: Mapping, value: str = "") -> str | None:
+    """None where `config` has the id `name` (a, a#b or a::b) and may be given `value`, as the word stands on the command
+    line ("" or another option: none), else what is wrong, with the closest ids."""
     node, parts = config, name.replace("#", ID_SEP_KEY).split(ID_SEP_KEY)
     for part in parts:
         if isinstance(node, Sequence) and not isinstance(node, str) and part.isdigit() and int(part) < len(node):
@@ -56,6 +57,8 @@ def find_knob(name: str, config: Mapping) -> str | None:
             close = difflib.get_close_matches(part, known, n=3) or sorted(known)
             hint = f"; did you mean one of {close}?" if close else "."
             return f"--{name}: there is no knob {part!r}{hint}"
+    if isinstance(node, bool) and value and value not in ("True", "False") and not value.startswith("-"):
+        return f"--{name} must be True or False, so written; got {value!r}, a text, which would count as True."
     return None
 
 

@@ -21,6 +21,8 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from tqdm import tqdm
 
+from custom_modules.dicom import read_series, series_files
+
 LAYOUTS = {  # where each layout keeps its images; `glob` takes the place of these patterns
     "brats": ("**/*_flair.nii*", "**/*-t2f.nii*"),
     "msd": ("**/imagesTr/*.nii*",),
@@ -71,14 +73,16 @@ def _glob_images(root: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether this is a NIfTI file or a folder that directly holds DICOM files (judged by the first candidate)."""
+    """Whether this is a NIfTI file or a folder that directly holds DICOM files."""
     if path.is_file():
         return path.name.endswith((".nii", ".nii.gz"))
     for file in sorted(path.iterdir()) if path.is_dir() else ():
         may_be = file.suffix.lower() in ("", ".dcm", ".ima") or file.suffix[1:].isdigit()
-        if may_be and file.is_file() and not file.name.startswith(".") and file.name != "DICOMDIR":
+        other = file.name.startswith(".") or file.name == "DICOMDIR" or NOT_IMAGES.search(file.stem)
+        if may_be and not other and file.is_file():
             with file.open("rb") as stream:
-                return stream.read(132)[128:] == b"DICM"
+                if stream.read(132)[128:] == b"DICM":
+                    return True
     return False
 
 
@@ -150,14 +154,9 @@ def load_label(path: str | Path, image: str | Path | None = None) -> np.ndarray:
 def _load_pngs(folder: Path, series: Path) -> np.ndarray:
     import itk  # slow to import, and NIfTI data need none of it
 
-    names = itk.GDCMSeriesFileNames.New()  # the calls of MONAI's ITKReader, hence its order of slices
-    names.SetUseSeriesDetails(True)
-    names.AddSeriesRestriction("0008|0021")
-    names.SetDirectory(str(series))
-    uids = names.GetSeriesUIDs()
-    files = [Path(name) for name in names.GetFileNames(uids[0])] if uids else []
+    files = series_files(series)
     pngs = [path for path in folder.glob("*.png") if not path.name.startswith(".")]
-    if not files or len(pngs) != len(files):
+    if len(pngs) != len(files):
         raise ValueError(f"{folder} must hold a PNG per DICOM file; got {len(pngs)} PNGs, {len(files)} DICOM files.")
     png_of = dict(zip(sorted(files, key=_by_number), sorted(pngs, key=_by_number), strict=True))
     slices = [itk.array_from_image(itk.imread(str(png_of[file]))) for file in files]  # each (rows y, columns x)
@@ -176,11 +175,12 @@ def read_geometry(image: str | Path, channel: int | None = None) -> tuple[tuple[
     """Shape (H, W, D) and affine (4, 4) of a stored volume. Of a NIfTI file only the header is read.
 
     Raises:
-        ValueError: neither 3D nor 4D with that `channel`.
+        ValueError: neither 3D nor 4D with that `channel`; a folder that is not one DICOM series.
     """
     if os.path.isdir(image):
         from monai.data import ITKReader
 
+        read_series(image)  # or an error: ITKReader takes what is no volume, with a warning at most
         reader = ITKReader()
         array, meta = reader.get_data(reader.read(image))
         shape, affine = tuple(array.shape), np.asarray(meta["affine"])

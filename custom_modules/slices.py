@@ -18,6 +18,7 @@ from monai.transforms import Compose, Randomizable, Transform
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 
+from custom_modules.annotation import tagged_cases
 from custom_modules.transforms import slice_tags
 
 
@@ -45,7 +46,7 @@ class SliceDataset(Dataset):
     `train_supervised.yaml` alone does.
 
     Args:
-        cases: datalist entries with `image` and `slice_labels`.
+        data: cases with `image` and `slice_labels`, or as an annotation server gives them (`tagged_cases`).
         preprocessing: MONAI transforms of one case.
         augmentation: random MONAI transforms of one item, keys `image` and `label`.
         cache_dir: folder of the prepared volumes; None to prepare them anew each run.
@@ -57,7 +58,7 @@ class SliceDataset(Dataset):
 
     def __init__(
         self,
-        cases: Sequence[Mapping],
+        data: Sequence[Mapping],
         preprocessing: Compose,
         augmentation: Compose | None = None,
         cache_dir: str | None = None,
@@ -66,8 +67,9 @@ class SliceDataset(Dataset):
         # Flat, because PersistentDataset takes a nested Compose for random and would cache nothing; a copy, because a
         # reader remembers the file it read last, which would enter the key of the next data set.
         prepare = deepcopy(Compose([preprocessing, PackSlices()]).flatten())
-        volumes = PersistentDataset([dict(c) for c in cases], prepare, cache_dir, hash_transform=pickle_hashing)
-        everything = range(len(cases))
+        self.cases = tagged_cases(data)
+        volumes = PersistentDataset(self.cases, prepare, cache_dir, hash_transform=pickle_hashing)
+        everything = range(len(self.cases))
 
         def read(indices: Sequence[int], quiet: bool = False) -> list[dict]:
             loader = DataLoader(volumes, batch_size=None, sampler=indices, num_workers=num_workers)

@@ -174,8 +174,12 @@ class AveragedWeights:
 
     def attach(self, engine: Engine) -> None:
         self.ema.attach(engine)
+        engine.add_event_handler(Events.STARTED, self._begin_at_the_network)
         engine.add_event_handler(Events.EPOCH_STARTED, self._continue_warmup)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def _begin_at_the_network(self, engine: Engine) -> None:
+        self.ema.ema_model.load_state_dict(self.ema.model.state_dict())  # a host may have loaded weights by a handler
 
     def _continue_warmup(self, engine: Engine) -> None:
         self.ema.momentum_scheduler.event_index = engine.state.iteration  # a resumed run would begin it anew

@@ -21,6 +21,8 @@ import torch
 from ignite.engine import Engine, Events
 from scipy import ndimage
 
+from packing.pack import pack
+
 REPO = Path(__file__).resolve().parents[1]
 BUNDLES = ("brats_flair", "chaos_kidney")
 SHAPE = (48, 40, 6)
@@ -29,6 +31,7 @@ LPS = np.diag([-1.0, -1.0, 4.0, 1.0])
 TINY = (  # a network of a few thousand weights, on the CPU wherever the tests run; logging stays pytest's
     "--network_def#denoiser#channels=[8,8,8] --network_def#denoiser#num_head_channels=8 "
     "--network_def#classifier#channels=[8,8,8] --network_def#classifier#num_head_channels=8 "
+    "--network_def#denoiser#norm_num_groups=4 --network_def#classifier#norm_num_groups=4 "  # 8 would cancel the label
     "--image_size=32 --batch_size=4 --device=cpu --logging_file=False"
 ).split()
 SHORT = ["--epoch_length=2", "--max_epochs=2"]
@@ -125,6 +128,12 @@ def trained(dataset_without_masks, tmp_path_factory) -> SimpleNamespace:
     where = ["--output_dir", folder / "runs", "--ckpt_dir", folder / "models"]
     monai_bundle("run", "training", *arguments, *where, *TINY, *SHORT)
     return SimpleNamespace(folder=folder, ckpt_dir=folder / "models", weights=folder / "models" / "model.pt")
+
+
+@pytest.fixture(scope="session")
+def packed_bundles(tmp_path_factory) -> dict[str, Path]:
+    """Folder of each packed bundle, read only; the zips and their checksums lie beside it."""
+    return pack(tmp_path_factory.mktemp("dist"))
 
 
 @pytest.fixture(scope="session")

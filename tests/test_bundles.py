@@ -294,6 +294,7 @@ TASK_KNOBS = {  # what the two tasks may set differently; all else is the same l
     "inference": {
         *("target_labels", "min_area", "image_size", "noise_level", "num_steps", "num_draws", "guidance_scale", "blur"),
         *("gate_threshold", "intensity_power", "erosion", "smoothing", "threshold", "num_components", "target_layer"),
+        *("label", "category", "type", "region"),  # of segment
     },
     "train_supervised": {"max_epochs"},
     "benchmark": {"min_areas"},

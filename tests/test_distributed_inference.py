@@ -183,7 +183,7 @@ def test_what_is_done_is_not_done_again(again, finished, caplog):
         assert (again.out / "metrics" / name).read_bytes() == (finished / "metrics" / name).read_bytes()
 
 
-@pytest.mark.parametrize("knob", ["--overwrite=true", "--blur=1.5", "--seed=1", "--gate=all", "--amp=false"])
+@pytest.mark.parametrize("knob", ["--overwrite=True", "--blur=1.5", "--seed=1", "--gate=all", "--amp=False"])
 def test_what_was_made_otherwise_is_done_anew(again, knob):
     assert again(knob) == set(CASES)
     assert again(knob) == (set(CASES) if "overwrite" in knob else set())
@@ -259,7 +259,7 @@ def test_inference_alone_needs_no_rows(again):
 
 def test_workers_that_read_ahead_change_nothing(again, finished):
     assert again("--num_workers=2") == set()
-    assert again("--num_workers=2", "--overwrite=true") == set(CASES)
+    assert again("--num_workers=2", "--overwrite=True") == set(CASES)
     assert_same_results(again.out, finished)
 
 

@@ -96,6 +96,18 @@ def test_unknown_ids_are_named_with_the_nearest(train, arguments, message):
         check("--config_file", train, *arguments)
 
 
+@pytest.mark.parametrize("word", ["false", "true", "no", "0"])
+def test_a_switch_is_true_or_false(tmp_path, word):
+    path = tmp_path / "train.yaml"
+    path.write_text("amp: true\ntrain: {amp: false}\n")
+    for name in ("amp", "train#amp"):
+        with pytest.raises(ValueError, match=f"--{name} must be True or False, so written; got '{word}'"):
+            check("--config_file", str(path), f"--{name}", word)
+    check("--config_file", str(path), "--amp", "False", "--train#amp=True")
+    check("--config_file", str(path), "--amp")  # Fire's True
+    check("--config_file", str(path), "--amp", "--train#amp=False")
+
+
 @pytest.mark.parametrize("template", ["['{}','{}']", "['{}', '{}']", '["{}","{}"]', "[{},{}]", "{},{}"])
 def test_a_list_of_config_files(train, overlay, template):
     files = template.format(train, overlay)

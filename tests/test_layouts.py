@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from monai.transforms import LoadImage
+from series import save_series
 from volumes import SHAPE, brats_case, mask_of, named, save_volume
 
 from custom_modules import layouts
@@ -84,6 +85,18 @@ def test_dicom_series_are_volumes_with_names_of_their_own(tmp_path):
     save_chaos(tmp_path / "bob", descending=True)
     assert named(layouts.find_cases(tmp_path)) == ["ann_DICOM_anon", "bob_DICOM_anon"]
     assert named(layouts.find_cases(tmp_path / "ann/DICOM_anon")) == ["DICOM_anon"]  # the root is one volume
+
+
+def test_dicom_exports_are_found_whatever_lies_beside_the_slices(tmp_path):
+    """As from a disc: nested, without endings, with an index and a note; and a result of ours is no new case."""
+    series = save_series(tmp_path / "DICOM/PA1/ST1/SE1", np.ones((4, 3, 2)))
+    (series / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    (series / "AREADME").write_text("not DICOM, and the first by name")
+    save_series(tmp_path / "DICOM/PA2/ST1/SE1", np.ones((4, 3, 2)), names=["MR.1.2.840.1", "MR.1.2.840.2"])
+    save_series(tmp_path / "out/SE1", np.ones((4, 3, 1)), names=["SE1_seg.dcm"])
+    cases = layouts.find_cases(tmp_path)
+    assert named(cases) == ["DICOM_PA1_ST1_SE1", "DICOM_PA2_ST1_SE1"]
+    assert [layouts.read_geometry(item["image"])[0] for item in cases] == [(4, 3, 2)] * 2
 
 
 def test_volumes_layout_globs_and_names_apart(tmp_path):

@@ -1,0 +1,289 @@
+"""DICOM: the one series of a folder, checked slice by slice, and a mask as a DICOM Segmentation that refers to it.
+
+MONAI's `ITKReader` makes a volume of whatever a folder holds: of several series it takes the first, a missing slice
+stretches the others, and frames out of order lose their geometry, all with a warning at most. So a series is checked
+before it is read (`read_series`). `SaveDicomSegd` then writes one frame for each of its slices, where that slice lies.
+
+pydicom, highdicom and itk are imported where they are used: NIfTI data and the hosts of a bundle need none of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from custom_modules import __version__
+from custom_modules.writers import result_file, whole
+
+if TYPE_CHECKING:
+    from highdicom.seg import Segmentation, SegmentDescription
+    from pydicom import Dataset
+
+logger = logging.getLogger(__name__)
+OUTPUT_FORMATS = ("nifti", "dicom_seg")
+TOLERANCE = 0.1  # by which slices may lie off their even spacing, in slice spacings
+CODES = ("category", "type", "region", "family")
+# highdicom wants them in the source, where they may be empty; anonymisation often takes them away
+MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
+                "StudyDate", "StudyTime")  # fmt: skip
+
+
+def check_source(case: Mapping, output_format: str) -> None:
+    """Check the image of a case {"case", "image"} before it is read: a sound series, or a file where that will do.
+
+    Raises:
+        ValueError: `dicom_seg` is asked for and the image is no DICOM series, or one without a frame of reference;
+            and what `read_series` raises.
+    """
+    if Path(case["image"]).is_dir():
+        headers = read_series(case["image"])
+        if output_format == "dicom_seg" and not all(header.get("FrameOfReferenceUID") for header in headers):
+            raise ValueError(
+                f"case {case['case']!r}: the series in {case['image']} has no FrameOfReferenceUID, which a DICOM "
+                "Segmentation needs; export it anew without taking that away, or --output_format nifti."
+            )
+    elif output_format == "dicom_seg":
+        raise ValueError(
+            f"case {case['case']!r}: a DICOM Segmentation refers to a DICOM series, but {case['image']} is none; give "
+            "the folder of the series as dataset_dir, or --output_format nifti."
+        )
+
+
+# The series of a folder
+
+
+def series_files(folder: str | Path) -> list[Path]:
+    """Files of the series in `folder`, in the order in which MONAI's `ITKReader` stacks them: by position.
+
+    Raises:
+        ValueError: there is none, or there are several (by UID, size, slice thickness, ...).
+    """
+    import itk  # slow to import
+
+    names = itk.GDCMSeriesFileNames.New()  # the calls of MONAI's ITKReader, hence its order of slices
+    names.SetUseSeriesDetails(True)
+    names.AddSeriesRestriction("0008|0021")
+    names.SetDirectory(str(folder))
+    series = [[Path(name) for name in names.GetFileNames(uid)] for uid in names.GetSeriesUIDs()]
+    if not series:
+        raise ValueError(f"{folder} holds no DICOM series.")
+    if len(series) > 1:
+        listed = "; ".join(sorted(map(_describe, series)))
+        raise ValueError(
+            f"{folder} holds {len(series)} DICOM series, and a case is one: {listed}. Give each a folder of its own."
+        )
+    return series[0]
+
+
+def _describe(files: Sequence[Path]) -> str:
+    from pydicom import dcmread
+
+    header = dcmread(files[0], stop_before_pixels=True)
+    size = f"{header.get('Columns')} x {header.get('Rows')}, " if "Rows" in header else ""
+    name = header.get("SeriesDescription") or header.get("SeriesInstanceUID")
+    return f"{name} ({header.get('Modality')}, {size}{len(files)} files, such as {files[0].name})"
+
+
+def read_series(folder: str | Path) -> list[Dataset]:
+    """Headers of the series in `folder`: one a slice, in the order of `ITKReader`'s volume, or one of all frames.
+
+    Raises:
+        ValueError: there is not one series, or its slices are not the parallel, evenly spaced ones of a volume.
+    """
+    from pydicom import dcmread
+
+    files = series_files(folder)
+    headers = [dcmread(file, stop_before_pixels=True) for file in files]
+    try:
+        _check_complete(Path(folder), files, headers[0].get("SeriesInstanceUID"))
+        check_planes(*slice_planes(headers))
+    except ValueError as error:
+        raise ValueError(f"the DICOM series in {folder} is no volume: {error}") from None
+    return headers
+
+
+def _check_complete(folder: Path, files: Sequence[Path], uid: str) -> None:
+    """Raise ValueError if `folder` holds more files of the series `uid`: itk leaves out, silently, what is broken."""
+    from pydicom import dcmread
+    from pydicom.misc import is_dicom
+
+    others = [file for file in folder.iterdir() if file.is_file() and file.name not in {f.name for f in files}]
+    others = [file for file in others if file.name != "DICOMDIR" and is_dicom(file)]
+    broken = [f.name for f in others if dcmread(f, stop_before_pixels=True).get("SeriesInstanceUID") in (None, uid)]
+    if broken:
+        raise ValueError(f"{', '.join(sorted(broken)[:5])} cannot be read (cut short?); copy the series anew.")
+
+
+def slice_planes(headers: Sequence[Dataset]) -> tuple[np.ndarray, np.ndarray]:
+    """ImagePositionPatient (D, 3) in mm and ImageOrientationPatient (D, 6), float, of each slice or frame, in LPS.
+
+    Raises:
+        ValueError: a slice has none.
+    """
+    planes = []
+    for header in headers:
+        frames = header.get("PerFrameFunctionalGroupsSequence")
+        shared = [*header.get("SharedFunctionalGroupsSequence", ())]
+        for groups in [[frame, *shared] for frame in frames] if frames else [None]:
+            plane = [
+                header.get(name) if groups is None else _in_groups(groups, sequence, name)
+                for sequence, name in (
+                    ("PlanePositionSequence", "ImagePositionPatient"),
+                    ("PlaneOrientationSequence", "ImageOrientationPatient"),
+                )
+            ]
+            if not all(plane):
+                where = Path(header.filename).name
+                raise ValueError(f"{where} lacks ImagePositionPatient or ImageOrientationPatient.")
+            planes.append(np.concatenate(plane).astype(float))
+    return np.split(np.stack(planes), [3], axis=1)
+
+
+def _in_groups(groups: Sequence[Dataset], sequence: str, name: str):
+    """An entry of a frame's functional groups, its own or shared by all; None where it is in neither."""
+    return next((group[sequence][0].get(name) for group in groups if sequence in group), None)
+
+
+def check_planes(positions: np.ndarray, orientations: np.ndarray) -> None:
+    """Raise ValueError unless slices at `positions` (D, 3) with `orientations` (D, 6) stack to a volume, in order."""
+    if np.abs(orientations - orientations[0]).max() > 1e-3:
+        raise ValueError("its slices differ in orientation (a localizer?); keep those of one orientation.")
+    if len(positions) < 2:
+        return
+    normal = np.cross(orientations[0, :3], orientations[0, 3:])
+    depths = (positions - positions[0]) @ normal  # mm
+    gaps = np.diff(np.sort(depths))
+    step = np.median(gaps)
+    if (repeated := int((gaps < 1e-3).sum())) > 0:
+        raise ValueError(
+            f"{repeated} of its {len(depths)} slices lie where another one does (echoes, time points or copies?); keep "
+            "one a position."
+        )
+    if np.abs(np.sort(depths) - np.linspace(depths.min(), depths.max(), len(depths))).max() > TOLERANCE * step:
+        worst = int(np.abs(gaps - step).argmax())
+        raise ValueError(
+            f"slices are missing or unevenly spaced: {gaps[worst]:.2f} mm between slices {worst} and {worst + 1}, "
+            f"{step:.2f} mm in the median."
+        )
+    if len(set(np.sign(np.diff(depths)))) > 1:
+        raise ValueError("its frames are not stored in the order of their positions; convert it to single frames.")
+    if np.linalg.norm(positions - positions[0] - depths[:, None] * normal, axis=1).max() > TOLERANCE * step:
+        raise ValueError("its slices are shifted against each other (a tilted gantry?); resample it to a volume.")
+
+
+# The segmentation
+
+
+class SaveDicomSegd(MapTransform):
+    """Writes the mask as `<output_dir>/<stem>/<stem>_seg.dcm`: a binary DICOM Segmentation, whole or not at all.
+
+    It has one frame for each slice of the source series, empty ones too, at that slice's own position: the mask voxel
+    for voxel, and valid where nothing was found. `keys` hold a mask MetaTensor (1, W, H, D) of 0 and 1 on the grid of
+    the series; its case has "stem", and the `image_key` entry the folder of the series as `filename_or_obj`.
+
+    Args:
+        output_dir: of the results.
+        segment: what the mask shows: "label" (text), and "category", "type", "region" (of the body) and "family" (of
+            the algorithm), codes as [value, coding scheme, meaning].
+        algorithm: its name.
+        image_key: the image that the mask is of.
+
+    Raises:
+        ValueError: if `segment` is not made so, or the mask does not lie on the series.
+    """
+
+    def __init__(
+        self, output_dir: str, segment: Mapping, algorithm: str, keys="pred", image_key: str = "image"
+    ) -> None:
+        super().__init__(keys)
+        for name in CODES:
+            code = segment.get(name)
+            if not (isinstance(code, Sequence) and len(code) == 3 and all(isinstance(part, str) for part in code)):
+                raise ValueError(
+                    f'segment: {name} must be a code, ["value", scheme, meaning], with the value in quotes; got {code}.'
+                )
+        if unknown := set(segment) ^ {"label", *CODES}:
+            raise ValueError(f"segment must have label, {', '.join(CODES)}; got or lacks {', '.join(sorted(unknown))}.")
+        self.output_dir, self.segment, self.algorithm = output_dir, dict(segment), algorithm
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        for key in self.key_iterator(data):
+            headers = read_series(data[self.image_key].meta["filename_or_obj"])
+            frames = mask_frames(data[key], headers)
+            if not frames.any():
+                logger.info("case %s: nothing was found; the frames of its DICOM Segmentation are empty", data["case"])
+            with whole(result_file(self.output_dir, data["stem"], "seg.dcm")) as aside:
+                segmentation(headers, frames, self.segment, self.algorithm).save_as(aside)
+        return dict(data)
+
+
+def mask_frames(mask: MetaTensor, headers: Sequence[Dataset]) -> np.ndarray:
+    """The mask (1, W, H, D) as frames (D, rows H, columns W) bool, in the order of the series it was made of.
+
+    Raises:
+        ValueError: its slices do not lie where those of the series do.
+    """
+    frames = np.asarray(mask[0].as_tensor().cpu().to(torch.bool)).T
+    positions, _ = slice_planes(headers)
+    size = (len(positions), headers[0].Rows, headers[0].Columns)
+    affine = np.diag([-1, -1, 1, 1]) @ np.asarray(mask.affine.cpu())  # RAS -> LPS
+    own = affine[:3, 3] + np.arange(len(frames))[:, None] * affine[:3, 2]
+    if frames.shape != size or np.abs(own - positions).max() > TOLERANCE * np.linalg.norm(affine[:3, 2]):
+        raise ValueError(f"the mask, {frames.shape} from {own[0]}, is not on its series, {size} from {positions[0]}.")
+    return frames
+
+
+def segmentation(headers: Sequence[Dataset], frames: np.ndarray, segment: Mapping, algorithm: str) -> Segmentation:
+    """DICOM Segmentation of the series with `headers`; `frames` (D, H, W) bool belong to its slices in order."""
+    import highdicom
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    for header in headers:
+        for name in MAY_BE_EMPTY:
+            if name not in header:
+                setattr(header, name, None)
+    return highdicom.seg.Segmentation(
+        source_images=headers,
+        pixel_array=frames,
+        segmentation_type="BINARY",
+        segment_descriptions=[describe_segment(segment, algorithm)],
+        series_instance_uid=highdicom.UID(),
+        series_number=1000 + int(headers[0].get("SeriesNumber") or 0),
+        series_description=f"{segment['label']}, {algorithm}",
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="weak-diffusion-segmentation",
+        manufacturer_model_name=algorithm,
+        software_versions=__version__,
+        device_serial_number="0",  # must be there, and software has none
+        content_description=f"{segment['label']}, for research only",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        omit_empty_frames=False,
+    )
+
+
+def describe_segment(segment: Mapping, algorithm: str) -> SegmentDescription:
+    """Segment 1, made by this version of `algorithm`; `segment` as in `SaveDicomSegd`."""
+    import highdicom
+    from pydicom.sr.coding import Code
+
+    codes = {name: Code(*segment[name]) for name in CODES}
+    return highdicom.seg.SegmentDescription(
+        segment_number=1,
+        segment_label=segment["label"],
+        segmented_property_category=codes["category"],
+        segmented_property_type=codes["type"],
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+            name=algorithm, family=codes["family"], version=__version__, source="weak-diffusion-segmentation"
+        ),
+        anatomic_regions=[codes["region"]],
+    )

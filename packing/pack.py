@@ -1,0 +1,151 @@
+"""Packs each bundle so that it stands alone: as a folder to serve from, and as a zip to download.
+
+    python -m packing.pack [--output_dir dist] [--export_dir dist/export]
+
+    dist/brats_flair-0.3.0/       configs/ (every YAML, and the same as JSON), docs/, models/, custom_modules/ (a copy),
+                                  LICENSE (code), docs/data_license.txt (weights), SHA256SUMS
+    dist/brats_flair_v0.3.0.zip   holds brats_flair/, the name that `monai.bundle.load` asks for; its own name is the
+                                  one that `monai.bundle download` looks for where bundles are published
+    dist/SHA256SUMS               of the zips
+
+The same files in give the same bytes out, on any machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from monai.bundle import ConfigParser
+
+import custom_modules
+
+REPO = Path(__file__).resolve().parents[1]
+DIST = REPO / "dist"
+EXPORTS = DIST / "export"  # where packing.export writes
+FILES = (  # what a packed bundle must hold; whatever else lies there (checkpoints, caches, logs) stays behind
+    *("LICENSE", "configs/metadata.json", "configs/logging.conf", "configs/*.yaml", "custom_modules/*.py"),
+    *("docs/README.md", "docs/data_license.txt", "models/model.pt", "models/supervised.pt", "models/*.training.txt"),
+)
+PICTURES = "docs/*.png"
+SUMS = "SHA256SUMS"
+ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can state
+
+
+def as_json(config: Path) -> bytes:
+    """A YAML config as JSON: `monai.bundle.load` and some hosts read nothing else.
+
+    Raises:
+        ValueError: if JSON cannot say the same (a key that is not a string, a date, ...).
+    """
+    content = ConfigParser.load_config_file(config)
+    text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
+    if json.loads(text) != content:
+        raise ValueError(f"{config} cannot be written as JSON: its keys must be strings, its values JSON's own types.")
+    return f"{text}\n".encode()
+
+
+def checksums(files: Mapping[str, bytes]) -> bytes:
+    """What `sha256sum --check` reads."""
+    return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files)).encode()
+
+
+def contents(bundle: Path, exports: Path) -> dict[str, bytes]:
+    """Every file of a packed bundle, by its path there.
+
+    Args:
+        bundle: folder of the bundle.
+        exports: folder of further model files (`model.ts`, ...), where there are any.
+
+    Raises:
+        FileNotFoundError: if the bundle lacks a file.
+        ValueError: if its version is not that of `custom_modules`.
+    """
+    missing = [pattern for pattern in FILES if not any(bundle.glob(pattern))]
+    if missing:
+        raise FileNotFoundError(f"{bundle} cannot be packed: there is no {', no '.join(missing)}.")
+    version = ConfigParser.load_config_file(bundle / "configs" / "metadata.json")["version"]
+    if version != custom_modules.__version__:
+        raise ValueError(
+            f"{bundle / 'configs' / 'metadata.json'} says version {version}, custom_modules/__init__.py says "
+            f"{custom_modules.__version__}: they must agree, give both the newer one."
+        )
+    paths = [path for pattern in (*FILES, PICTURES) for path in bundle.glob(pattern)]
+    files = {path.relative_to(bundle).as_posix(): path.read_bytes() for path in paths}
+    files |= {f"configs/{path.stem}.json": as_json(path) for path in bundle.glob("configs/*.yaml")}
+    files |= {f"models/{path.name}": path.read_bytes() for path in exports.glob("*") if path.is_file()}
+    return files | {SUMS: checksums(files)}
+
+
+def write_folder(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def write_zip(files: Mapping[str, bytes], path: Path, root: str) -> None:
+    """A zip of `root/...` with nothing in it that depends on when, where or by whom it was made.
+
+    Stored, not deflated: compressed bytes differ between versions of zlib, and weights hardly shrink.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(f"{root}/{name}", ZIP_EPOCH)
+            entry.create_system = 3  # Unix, whose permissions are:
+            entry.external_attr = 0o100644 << 16
+            archive.writestr(entry, files[name])
+
+
+def replace(source: Path, target: Path) -> None:
+    """Moves a finished file or folder to its place, over what an earlier packing left there."""
+    if target.is_dir():
+        shutil.rmtree(target)
+    source.replace(target)
+
+
+def pack(output_dir: Path, export_dir: Path = EXPORTS) -> dict[str, Path]:
+    """Packs every bundle of the repository; returns the packed folders by the bundles' names.
+
+    Args:
+        output_dir: gets a folder and a zip for each bundle, and the zips' checksums; each appears whole or not at all.
+        export_dir: files of `<export_dir>/<bundle>/` go into the bundle's models/.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    packed, zips = {}, {}
+    with tempfile.TemporaryDirectory(prefix=".partial_", dir=output_dir) as partial:
+        for bundle in sorted(path.parents[1] for path in REPO.glob("bundles/*/configs/metadata.json")):
+            files = contents(bundle, export_dir / bundle.name)
+            folder = output_dir / f"{bundle.name}-{custom_modules.__version__}"
+            archive = output_dir / f"{bundle.name}_v{custom_modules.__version__}.zip"
+            write_folder(files, Path(partial) / folder.name)
+            write_zip(files, Path(partial) / archive.name, bundle.name)
+            replace(Path(partial) / folder.name, folder)
+            replace(Path(partial) / archive.name, archive)
+            packed[bundle.name], zips[archive.name] = folder, archive.read_bytes()
+    (output_dir / SUMS).write_bytes(checksums(zips))
+    return packed
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m packing.pack", description="Pack the bundles to stand alone.")
+    parser.add_argument("--output_dir", type=Path, default=DIST, help="gets the folders and zips")
+    parser.add_argument("--export_dir", type=Path, default=EXPORTS, help="of packing.export")
+    options = parser.parse_args(arguments)
+    try:
+        for folder in pack(options.output_dir, options.export_dir).values():
+            print(f"{folder}/")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print((options.output_dir / SUMS).read_text(), end="")
+
+
+if __name__ == "__main__":
+    main()
