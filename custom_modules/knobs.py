@@ -42,8 +42,8 @@ def check_knobs(argv: Sequence[str] | None = None) -> None:
 
 
 def find_knob(name: str, config: Mapping, value: str = "") -> str | None:
-    """None where `config` has the id `name` (a, a#b or a::b) and may be given `value`, as the word stands on the command
-    line ("" or another option: none), else what is wrong, with the closest ids."""
+    """None where `config` has the id `name` (a, a#b or a::b) and it may be `value`, else what is wrong, with the
+    closest ids. `value` is the word after it on the command line; "" or another option is none."""
     node, parts = config, name.replace("#", ID_SEP_KEY).split(ID_SEP_KEY)
     for part in parts:
         if isinstance(node, Sequence) and not isinstance(node, str) and part.isdigit() and int(part) < len(node):
