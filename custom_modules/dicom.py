@@ -98,13 +98,14 @@ def read_series(folder: str | Path) -> list[Dataset]:
         ValueError: there is not one series, or its slices are not the parallel, evenly spaced ones of a volume.
     """
     from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
 
     files = series_files(folder)
-    headers = [dcmread(file, stop_before_pixels=True) for file in files]
     try:
+        headers = [dcmread(file, stop_before_pixels=True) for file in files]
         _check_complete(Path(folder), files, headers[0].get("SeriesInstanceUID"))
         check_planes(*slice_planes(headers))
-    except ValueError as error:
+    except (ValueError, InvalidDicomError) as error:
         raise ValueError(f"the DICOM series in {folder} is no volume: {error}") from None
     return headers
 
@@ -232,11 +233,13 @@ def mask_frames(mask: MetaTensor, headers: Sequence[Dataset]) -> np.ndarray:
         ValueError: its slices do not lie where those of the series do.
     """
     frames = np.asarray(mask[0].as_tensor().cpu().to(torch.bool)).T
-    positions, _ = slice_planes(headers)
+    positions, orientations = slice_planes(headers)
     size = (len(positions), headers[0].Rows, headers[0].Columns)
     affine = np.diag([-1, -1, 1, 1]) @ np.asarray(mask.affine.cpu())  # RAS -> LPS
     own = affine[:3, 3] + np.arange(len(frames))[:, None] * affine[:3, 2]
-    if frames.shape != size or np.abs(own - positions).max() > TOLERANCE * np.linalg.norm(affine[:3, 2]):
+    axes = affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)  # of a row, and of a column
+    turned = np.abs(axes.T.ravel() - orientations[0]).max() > 1e-2
+    if frames.shape != size or turned or np.abs(own - positions).max() > TOLERANCE * np.linalg.norm(affine[:3, 2]):
         raise ValueError(f"the mask, {frames.shape} from {own[0]}, is not on its series, {size} from {positions[0]}.")
     return frames
 

@@ -68,10 +68,12 @@ class DiffusionSaliency:
         tau: share of y1 in the second condition, in [0, 1).
         guidance_scale: s; 0 leaves the classifier out (CDM).
         derivative: `finite_difference` as in the paper; `exact` is its limit for tau -> 1, by forward-mode
-            differentiation along y1 - y0. There the weight of the guidance is kept at s / (1 - tau).
+            differentiation along y1 - y0. There the weight of the guidance is kept at s / (1 - tau), so that on the
+            trajectory of y1 itself, where it is s, it vanishes in the limit.
         seed: of the noise.
         amp: bf16 where the hardware has it and the map keeps its digits: a finite difference divides the rounding error
-            by 1 - tau, so above `MAX_TAU_BF16` it stays in float32. The exact derivative does not cancel digits.
+            by 1 - tau, so above `MAX_TAU_BF16` it stays in float32 (on a GPU with torch's setting of TF32). The exact
+            derivative does not cancel digits.
 
     Raises:
         ValueError: if a setting is out of its range.

@@ -23,8 +23,10 @@ from custom_modules.transforms import slice_tags
 
 
 def share(items: Sequence) -> Sequence:
-    """What this process takes of `items`: every N-th of N processes; all, where there are fewer items than processes,
-    because one without work would leave the others waiting."""
+    """What this process takes of `items`, also of a tensor's rows: every N-th of N processes.
+
+    Where there are fewer items than processes, each does all of them: one without work would leave the others waiting.
+    """
     processes = idist.get_world_size()
     return items[idist.get_rank() :: processes] if len(items) >= processes else items
 
@@ -78,9 +80,17 @@ class SliceDataset(Dataset):
 
         shared = cache_dir is not None and idist.get_world_size() > 1
         if shared:  # each process fills its share of the cache, from which all read
-            read(share(everything))
+            read(everything[idist.get_rank() :: idist.get_world_size()])  # not `share`: two must not write one file
             idist.barrier()
-        packed = read(everything, quiet=shared)
+        try:
+            packed = read(everything, quiet=shared)
+        except RuntimeError as error:
+            if "PytorchStreamReader" not in str(error):
+                raise
+            raise ValueError(
+                f"a prepared volume in cache_dir {cache_dir} is broken (was a run killed while it wrote it?); remove "
+                f"that folder, and the next run prepares the volumes anew. {error}"
+            ) from error
 
         def join(key: str) -> torch.Tensor:
             return torch.cat([slices[key] for slices in packed]) if packed else torch.empty(0)

@@ -167,10 +167,17 @@ class AveragedWeights:
     The file is one flat state dict of `network_def` in half precision, which costs nothing measurable at inference and
     halves it; it appears whole or not at all. The names of the training cases stand beside it (`training_list`), so
     that evaluation can tell when it is fed one.
+
+    Args:
+        ema: of the network.
+        path: of the file.
+        cases: names of the training cases.
+        start: weights that the run starts from, whose training cases count as well; None: from scratch.
     """
 
-    def __init__(self, ema: EMAHandler, path: str, cases: Sequence[str]) -> None:
-        self.ema, self.path, self.cases = ema, Path(path), list(cases)
+    def __init__(self, ema: EMAHandler, path: str, cases: Sequence[str], start: str | None = None) -> None:
+        earlier = (training_cases(start) if start else None) or []
+        self.ema, self.path, self.cases = ema, Path(path), list(dict.fromkeys([*earlier, *cases]))
 
     def attach(self, engine: Engine) -> None:
         self.ema.attach(engine)
@@ -190,7 +197,8 @@ class AveragedWeights:
         state = {k: v.half() if v.is_floating_point() else v for k, v in self.ema.ema_model.state_dict().items()}
         with whole(self.path) as aside:
             torch.save(state, aside)
-        training_list(self.path).write_text("".join(f"{case}\n" for case in self.cases), encoding="utf-8")
+        with whole(training_list(self.path)) as aside:
+            aside.write_text("".join(f"{case}\n" for case in self.cases), encoding="utf-8")
 
 
 class TagMetrics:
@@ -264,7 +272,10 @@ class ResumableRun:
     """Writes all that a run needs to continue after every epoch, and continues from the newest file it finds.
 
     MONAI's `CheckpointSaver` and `CheckpointLoader` over `save_dict` and the trainer itself (epoch, iteration), in
-    files `checkpoint_epoch=N.pt` of `save_dir`, of which each process keeps its newest two.
+    files `checkpoint_epoch=N.pt` of `save_dir`, which the first process writes and of which it keeps the newest two.
+
+    Raises:
+        ValueError: on attaching, if the processes of a run see different checkpoints.
     """
 
     def __init__(self, save_dir: str, save_dict: Mapping, map_location: torch.device | str = "cpu") -> None:
@@ -273,6 +284,11 @@ class ResumableRun:
     def attach(self, engine: Engine) -> None:
         everything = {**self.save_dict, "trainer": engine}
         found = sorted(Path(self.save_dir).glob("checkpoint_epoch=*.pt"), key=lambda p: int(p.stem.rpartition("=")[2]))
+        if len(seen := set(idist.all_gather(found[-1].name if found else "none"))) > 1:
+            raise ValueError(
+                f"the processes see different newest checkpoints in {self.save_dir}: {sorted(seen)}. ckpt_dir must be "
+                "one folder that all machines share."
+            )
         if found:
             CheckpointLoader(str(found[-1]), everything, map_location=self.map_location).attach(engine)
         if engine.state.rank == 0:

@@ -7,11 +7,13 @@
     segment.ts        the whole default method: raw volume (1, H, W, D) in LPS -> mask and saliency
     denoiser.onnx     x (B, 1, S, S), timesteps (B,) int64, class_labels (B, 2) float32 -> eps (B, 1, S, S)
     classifier.onnx   x (B, 1, S, S), timesteps (B,) int64 -> logits (B, 2)
+    export.json       what they were made from: `packing.pack` takes them only if that is the bundle it packs
 
 All are float32. The batch is free; the slices' side S is the bundle's `image_size` (model.ts takes others, too). The
 .ts files run on the device they are moved to, and hold metadata.json and inference.json as extra files.
 
-Any knob of `inference.yaml` may follow, such as `--ckpt_path runs/mine/models/model.pt`.
+Any knob of `inference.yaml` may follow, such as `--ckpt_path runs/mine/models/model.pt`. The .ts files and export.json
+hold the knobs as given, paths too; an export with knobs is not packed.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -30,15 +33,13 @@ from monai.bundle import ConfigParser
 from monai.data import save_net_with_metadata
 from torch import nn
 
-from packing.torchscript import Segmenter, TracedNetwork
+from packing.record import RECORD, describe
+from packing.torchscript import SETTINGS, Segmenter, TracedNetwork
 
 OPSET = 18
 WRITERS_OWN = ("version", "byteorder", ".data/version", ".data/serialization_id")  # written in every .ts anyhow
-STEPS = [  # the preprocessing that `Segmenter` repeats
-    *("LoadImaged", "EnsureChannelFirstd", "EnsureTyped", "custom_modules.transforms.CheckVolumed"),
-    *("custom_modules.transforms.TagVolumed", "Orientationd", "CropForegroundd", "Resized"),
-    "ScaleIntensityRangePercentilesd",
-]
+PROGRAM = Path(__file__).with_name("segment.yaml")  # the parts of a config that `Segmenter` repeats
+ANY, NOTHING = "*", "nothing"
 
 
 def inference_file(bundle: str | Path) -> Path:
@@ -90,23 +91,44 @@ def _follow_device(graph: torch.Graph) -> None:
             constant.output().replaceAllUsesWith(device.output())
 
 
-def segmenter(parser: ConfigParser, network: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """The program of `packing.torchscript` with the bundle's settings.
+def check_program(parser: ConfigParser) -> None:
+    """Compares the config with `PROGRAM`.
 
     Raises:
-        ValueError: if the config does something that the program does not.
+        ValueError: if the config says something that the program does not do.
     """
+    for section, expected in yaml.safe_load(PROGRAM.read_text()).items():
+        if found := _first_difference(expected, parser.get(section, NOTHING), section):
+            name, expected, value = found
+            raise ValueError(
+                f"the TorchScript program is written for {name} {expected!r}; got {value!r}. Leave it as it was, or "
+                f"change packing/torchscript.py and packing/{PROGRAM.name} with it."
+            )
+
+
+def _first_difference(expected, found, name: str) -> tuple | None:
+    """Id, expected and found value of the first place where they differ, or None."""
+    if isinstance(expected, Mapping) and isinstance(found, Mapping):
+        keys = [*expected, *(key for key in found if key not in expected)]
+        pairs = [(key, expected.get(key, NOTHING), found.get(key, NOTHING)) for key in keys]
+    elif isinstance(expected, list) and isinstance(found, list):
+        pairs = [(i, *pair) for i, pair in enumerate(zip_longest(expected, found, fillvalue=NOTHING))]
+    else:
+        return None if expected in (ANY, found) else (name, expected, found)
+    return next(filter(None, (_first_difference(*pair, f"{name}#{key}") for key, *pair in pairs)), None)
+
+
+def segmenter(parser: ConfigParser, network: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """The program of `packing.torchscript` with the bundle's settings; the config has passed `check_program`."""
     transforms = {step["_target_"]: step for step in parser.get("preprocessing")["transforms"]}
-    if list(transforms) != STEPS:
-        raise ValueError(f"segment.ts is written for the preprocessing {STEPS}; inference has {list(transforms)}.")
     return torch.jit.script(
         Segmenter(
             network,
             parser.get_parsed_content("diffusion").alphas_cumprod,
-            parser.get_parsed_content("settings"),
+            {name: parser.get_parsed_content(name) for name in SETTINGS},
             margin=transforms["CropForegroundd"]["margin"],
             upper=transforms["ScaleIntensityRangePercentilesd"]["upper"],
-            batch_size=parser.get("batch_size"),
+            batch_size=parser.get_parsed_content("batch_size"),
         ).eval()
     )
 
@@ -151,20 +173,33 @@ def write_onnx(network: nn.Module, image_size: int, folder: Path) -> None:
 
 
 def export(bundle: str | Path, output_dir: str | Path | None = None, **knobs) -> Path:
-    """Writes the four files, all or none, and returns their folder, by default `dist/export/<bundle>`."""
-    parser = read_bundle(bundle, **knobs)
-    config = ConfigParser(ConfigParser.load_config_file(inference_file(bundle)))
+    """Writes the four files and export.json; returns their folder, by default `dist/export/<bundle>`.
+
+    They are made aside, so that an error leaves the folder as it was, and then renamed one by one, export.json last:
+    where a kill in between leaves old files and new ones, there is none.
+
+    Raises:
+        ValueError: if the config says something that segment.ts does not do, or a knob's value is wrong.
+    """
+    parser, file = read_bundle(bundle, **knobs), inference_file(bundle)
+    check_program(parser)
+    config = ConfigParser(ConfigParser.load_config_file(file))
     config.update(knobs)
     network, image_size = parser.get_parsed_content("network").float().eval(), parser.get("image_size")
     traced = trace(network, image_size)
     folder = Path(output_dir or Path("dist", "export", Path(bundle).resolve().name))
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as aside:
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
+        aside = Path(partial)
         for name, module in (("model.ts", traced), ("segment.ts", segmenter(parser, traced))):
-            save(module, Path(aside, name), parser.get("_meta_"), config.get())
-        write_onnx(network, image_size, Path(aside))
-        for file in Path(aside).iterdir():
-            file.replace(folder / file.name)
+            save(module, aside / name, parser.get("_meta_"), config.get())
+        write_onnx(network, image_size, aside)
+        made = sorted(path.name for path in aside.iterdir())
+        record = describe(aside, file, Path(parser.get_parsed_content("ckpt_path")), knobs)
+        (aside / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        (folder / RECORD).unlink(missing_ok=True)
+        for name in (*made, RECORD):
+            (aside / name).replace(folder / name)
     return folder
 
 

@@ -26,10 +26,11 @@ from pathlib import Path
 from monai.bundle import ConfigParser
 
 import custom_modules
+from packing import record
 
 REPO = Path(__file__).resolve().parents[1]
 DIST = REPO / "dist"
-EXPORTS = DIST / "export"  # where packing.export writes
+EXPORTS = DIST / "export"  # where `make export` writes
 FILES = (  # what a packed bundle must hold; whatever else lies there (checkpoints, caches, logs) stays behind
     *("LICENSE", "configs/metadata.json", "configs/logging.conf", "configs/*.yaml", "custom_modules/*.py"),
     *("docs/README.md", "docs/data_license.txt", "models/model.pt", "models/supervised.pt", "models/*.training.txt"),
@@ -62,11 +63,11 @@ def contents(bundle: Path, exports: Path) -> dict[str, bytes]:
 
     Args:
         bundle: folder of the bundle.
-        exports: folder of further model files (`model.ts`, ...), where there are any.
+        exports: folder of further model files (`model.ts`, ...) that `packing.export` made of this bundle, if any.
 
     Raises:
         FileNotFoundError: if the bundle lacks a file.
-        ValueError: if its version is not that of `custom_modules`.
+        ValueError: if its version is not that of `custom_modules`, or `exports` were made of anything else.
     """
     missing = [pattern for pattern in FILES if not any(bundle.glob(pattern))]
     if missing:
@@ -80,7 +81,7 @@ def contents(bundle: Path, exports: Path) -> dict[str, bytes]:
     paths = [path for pattern in (*FILES, PICTURES) for path in bundle.glob(pattern)]
     files = {path.relative_to(bundle).as_posix(): path.read_bytes() for path in paths}
     files |= {f"configs/{path.stem}.json": as_json(path) for path in bundle.glob("configs/*.yaml")}
-    files |= {f"models/{path.name}": path.read_bytes() for path in exports.glob("*") if path.is_file()}
+    files |= {f"models/{path.name}": path.read_bytes() for path in record.check(exports, bundle)}
     return files | {SUMS: checksums(files)}
 
 
@@ -105,31 +106,45 @@ def write_zip(files: Mapping[str, bytes], path: Path, root: str) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Moves a finished file or folder to its place, over what an earlier packing left there."""
+    """Moves a finished file or folder to its place, over what an earlier packing left there.
+
+    A file is replaced at once. A folder is renamed aside first and removed last: whoever looks in between finds none,
+    and a kill there leaves the old one as `.old-<name>` until the next packing.
+    """
+    aside = target.with_name(f".old-{target.name}")
     if target.is_dir():
-        shutil.rmtree(target)
+        if aside.exists():
+            shutil.rmtree(aside)
+        target.rename(aside)
     source.replace(target)
+    if aside.exists():
+        shutil.rmtree(aside)
 
 
 def pack(output_dir: Path, export_dir: Path = EXPORTS) -> dict[str, Path]:
     """Packs every bundle of the repository; returns the packed folders by the bundles' names.
 
     Args:
-        output_dir: gets a folder and a zip for each bundle, and the zips' checksums; each appears whole or not at all.
+        output_dir: gets a folder and a zip for each bundle, and the zips' checksums. Each folder and zip is written
+            aside and renamed when it is whole; after a kill some may be old and some new, until the next packing.
         export_dir: files of `<export_dir>/<bundle>/` go into the bundle's models/.
+
+    Raises:
+        FileNotFoundError, ValueError: of `contents`, before anything is written.
     """
+    bundles = sorted(path.parents[1] for path in REPO.glob("bundles/*/configs/metadata.json"))
+    all_files = {bundle.name: contents(bundle, export_dir / bundle.name) for bundle in bundles}
     output_dir.mkdir(parents=True, exist_ok=True)
     packed, zips = {}, {}
     with tempfile.TemporaryDirectory(prefix=".partial_", dir=output_dir) as partial:
-        for bundle in sorted(path.parents[1] for path in REPO.glob("bundles/*/configs/metadata.json")):
-            files = contents(bundle, export_dir / bundle.name)
-            folder = output_dir / f"{bundle.name}-{custom_modules.__version__}"
-            archive = output_dir / f"{bundle.name}_v{custom_modules.__version__}.zip"
+        for name, files in all_files.items():
+            folder = output_dir / f"{name}-{custom_modules.__version__}"
+            archive = output_dir / f"{name}_v{custom_modules.__version__}.zip"
             write_folder(files, Path(partial) / folder.name)
-            write_zip(files, Path(partial) / archive.name, bundle.name)
+            write_zip(files, Path(partial) / archive.name, name)
             replace(Path(partial) / folder.name, folder)
             replace(Path(partial) / archive.name, archive)
-            packed[bundle.name], zips[archive.name] = folder, archive.read_bytes()
+            packed[name], zips[archive.name] = folder, archive.read_bytes()
     (output_dir / SUMS).write_bytes(checksums(zips))
     return packed
 

@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from packing.regions import bounds, erode, fill_holes, largest, otsu, tissue
 
 DOES = {"method": "cdm", "derivative": "finite_difference", "gate": "classifier", "threshold": "otsu"}
+SETTINGS = (  # the knobs of inference.yaml that the program reads
+    *(*DOES, "noise_level", "num_steps", "num_draws", "tau", "gate_threshold", "blur", "intensity_power"),
+    *("erosion", "smoothing", "num_components", "image_size"),
+)
 
 
 def blur(slices: Tensor, sigma: list[float]) -> Tensor:
@@ -98,7 +102,7 @@ class Segmenter(nn.Module):
     Args:
         network: a scripted `TracedNetwork`.
         alpha_bar: abar_t (T,) float32.
-        settings: the knobs of `inference.yaml`.
+        settings: `SETTINGS` of `inference.yaml`.
         margin: voxels around the body's box in a slice.
         upper: percentile of the intensities that becomes 1.
         batch_size: slices a batch.

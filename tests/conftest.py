@@ -133,7 +133,7 @@ def trained(dataset_without_masks, tmp_path_factory) -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def packed_bundles(tmp_path_factory) -> dict[str, Path]:
     """Folder of each packed bundle, read only; the zips and their checksums lie beside it."""
-    return pack(tmp_path_factory.mktemp("dist"))
+    return pack(tmp_path_factory.mktemp("dist"), export_dir=tmp_path_factory.mktemp("no_exports"))
 
 
 @pytest.fixture(scope="session")

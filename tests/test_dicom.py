@@ -144,6 +144,9 @@ def test_a_mask_off_its_series_is_refused(tmp_path):
         dicom.mask_frames(MetaTensor(torch.ones(1, *VOLUME.shape), affine=affine), headers)
     with pytest.raises(ValueError, match="is not on its series"):
         dicom.mask_frames(MetaTensor(torch.ones(1, 5, 7, 4), affine=torch.as_tensor(OBLIQUE)), headers)
+    transposed = torch.as_tensor(OBLIQUE[:, [1, 0, 2, 3]].copy())  # of the right size, with rows for columns
+    with pytest.raises(ValueError, match="is not on its series"):
+        dicom.mask_frames(MetaTensor(torch.ones(1, *VOLUME.shape), affine=transposed), headers)
 
 
 def test_a_failed_segmentation_leaves_nothing(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.scripts import _get_monaihosting_bundle_url
 
 import custom_modules
-from packing import pack
+from packing import pack, record
 
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES)
 QUICK = ["--gate=all", "--device=cpu"]  # the shipped network, on every slice of a head of 48 x 40 x 6 voxels
@@ -49,7 +49,7 @@ def test_the_same_files_give_the_same_bytes(packed_bundles, tmp_path, capsys):
     first = next(iter(packed_bundles.values())).parent
     umask = os.umask(0o077)  # somebody else, somewhere else
     try:
-        pack.main(["--output_dir", str(tmp_path / "dist")])
+        pack.main(["--output_dir", str(tmp_path / "dist"), "--export_dir", str(tmp_path / "no_exports")])
     finally:
         os.umask(umask)
     files = {path.relative_to(first): path.read_bytes() for path in first.rglob("*") if path.is_file()}
@@ -60,7 +60,7 @@ def test_the_same_files_give_the_same_bytes(packed_bundles, tmp_path, capsys):
         assert f"{tmp_path / 'dist' / folder.name}/" in printed
         assert f"{sha256(zip_of(folder).read_bytes()).hexdigest()}  {zip_of(folder).name}" in printed
 
-    pack.pack(tmp_path / "dist")  # over what lies there
+    pack.pack(tmp_path / "dist", export_dir=tmp_path / "no_exports")  # over what lies there
     assert sorted(path.name for path in (tmp_path / "dist").iterdir()) == sorted(p.name for p in first.iterdir())
 
 
@@ -112,6 +112,14 @@ def test_the_zip_is_the_folder_under_the_bundles_name(bundle, packed_bundles):
     assert inside == {f"{bundle}/{p.relative_to(folder)}": p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def write_export(folder, bundle, **knobs):
+    """A folder as `packing.export` leaves it, without the minutes."""
+    folder.mkdir(parents=True)
+    (folder / "model.ts").write_bytes(b"traced")
+    said = record.describe(folder, bundle / "configs" / "inference.yaml", bundle / "models" / "model.pt", knobs)
+    (folder / record.RECORD).write_text(json.dumps(said))
+
+
 def test_exported_models_are_taken_along_and_nothing_else(tmp_path):
     bundle = tmp_path / "brats_flair"
     shutil.copytree(REPO / "bundles" / "brats_flair", bundle)
@@ -120,10 +128,56 @@ def test_exported_models_are_taken_along_and_nothing_else(tmp_path):
         (bundle / stray).write_bytes(b"stray")
     before = pack.contents(bundle, tmp_path / "exports").keys()
     assert not [name for name in before if "checkpoint" in name or "cache" in name]
-    (tmp_path / "exports").mkdir()
-    (tmp_path / "exports" / "model.ts").write_bytes(b"traced")
+    write_export(tmp_path / "exports", bundle)
     files = pack.contents(bundle, tmp_path / "exports")
     assert files.keys() - before == {"models/model.ts"} and b"  models/model.ts\n" in files["SHA256SUMS"]
+
+
+def say(exports, **said):
+    path = exports / record.RECORD
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b, e: (b / "models" / "model.pt").write_bytes(b"trained anew"), "models/model.pt was another file"),
+        (lambda b, e: (b / "configs" / "inference.yaml").open("a").write("#"), "inference.yaml was another file"),
+        (lambda b, e: (b / "configs" / "metadata.json").open("a").write(" "), "metadata.json was another file"),
+        (lambda b, e: say(e, version="0.0.1"), f"of version 0.0.1, the bundle of {custom_modules.__version__}"),
+        (lambda b, e: say(e, knobs={"ckpt_path": "/home/me/m.pt", "tau": 0}), "with --ckpt_path --tau"),
+        (lambda b, e: (e / "model.ts").write_bytes(b"of another export"), "model.ts was not made then, or differs"),
+        (lambda b, e: (e / "stray.ts").write_bytes(b""), "stray.ts was not made then"),
+        (lambda b, e: (e / record.RECORD).unlink(), "has no export.json"),
+        (lambda b, e: (e / record.RECORD).write_text("{"), "has no export.json"),
+    ],
+)
+def test_the_export_of_something_else_is_not_packed(change, message, tmp_path):
+    bundle, exports = tmp_path / "brats_flair", tmp_path / "exports"
+    shutil.copytree(REPO / "bundles" / "brats_flair", bundle)
+    write_export(exports, bundle)
+    change(bundle, exports)
+    with pytest.raises(ValueError, match=message) as error:
+        pack.contents(bundle, exports)
+    assert str(error.value).endswith(f"Export brats_flair anew (make export), or remove {exports}.")
+    assert "/home/me" not in str(error.value)
+
+
+def test_nothing_is_packed_where_one_bundle_cannot_be(tmp_path):
+    write_export(tmp_path / "exports" / "chaos_kidney", REPO / "bundles" / "chaos_kidney", tau=0.5)
+    with pytest.raises(SystemExit, match="error: .*chaos_kidney as it is: it was made with --tau"):
+        pack.main(["--output_dir", str(tmp_path / "dist"), "--export_dir", str(tmp_path / "exports")])
+    assert not (tmp_path / "dist").exists()
+
+
+def test_the_old_folder_outlives_a_failure(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name / name).mkdir(parents=True)
+    with pytest.raises(FileNotFoundError):
+        pack.replace(tmp_path / "missing", tmp_path / "old")
+    assert (tmp_path / ".old-old" / "old").is_dir()
+    pack.replace(tmp_path / "new", tmp_path / "old")
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["old", "old/new"]
 
 
 @pytest.mark.parametrize(

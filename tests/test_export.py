@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -13,7 +15,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import REPO, TINY, config, head, monai_bundle, save_nifti
+import yaml
+from conftest import BUNDLES, REPO, TINY, config, head, monai_bundle, save_nifti
 from monai.data import load_net_with_metadata
 from monai.transforms import KeepLargestConnectedComponent
 from scipy import ndimage
@@ -23,7 +26,7 @@ from custom_modules.diffusion import Diffusion
 from custom_modules.inferers import SaliencyInferer
 from custom_modules.saliency import DiffusionSaliency
 from custom_modules.transforms import body_mask
-from packing import export, regions
+from packing import export, record, regions
 
 KNOBS = [knob for knob in TINY if not knob.startswith(("--device", "--logging_file"))]
 KNOBS += [f"--network_def#{part}#norm_num_groups=4" for part in ("denoiser", "classifier")]  # else no y gets through
@@ -49,7 +52,19 @@ def exported(request, tmp_path_factory) -> SimpleNamespace:
 
 def test_only_whole_files_are_there(exported):
     names = {path.name for path in exported.folder.iterdir()}
-    assert names == {"model.ts", "segment.ts", "denoiser.onnx", "classifier.onnx"}
+    assert names == {"model.ts", "segment.ts", "denoiser.onnx", "classifier.onnx", "export.json"}
+
+
+def test_the_record_says_what_the_files_were_made_from(exported):
+    bundle, folder = REPO / "bundles" / exported.bundle, exported.folder
+    said = json.loads((folder / "export.json").read_text())
+    sources = [bundle / "configs" / "inference.yaml", bundle / "configs" / "metadata.json", folder.parent / "model.pt"]
+    assert sorted(said["from"].values()) == sorted(sha256(path.read_bytes()).hexdigest() for path in sources)
+    made = {path.name: sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.suffix != ".json"}
+    assert said["made"] == made and said["version"] == json.loads(sources[1].read_text())["version"]
+    assert said["knobs"]["noise_level"] == [20, 300] and said["knobs"]["ckpt_path"] == str(sources[2])
+    with pytest.raises(ValueError, match="made with .*--ckpt_path; models/model.pt was another file. Export"):
+        record.check(folder, bundle)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 32, 32), (5, 1, 16, 32), (2, 1, 32, 32, 3)])
@@ -246,6 +261,13 @@ def test_the_body_is_that_of_the_bundle(blobs, erosion):
         (["bundles/brats_flair", "--method", "gradcam"], "written for method 'cdm'; got 'gradcam'"),
         (["bundles/brats_flair", "--threshold", "average_otsu"], "written for threshold 'otsu'"),
         (["bundles/brats_flair", "--ckpt_path", "nowhere.pt"], "ckpt_path 'nowhere.pt' does not exist"),
+        (["bundles/brats_flair", "--preprocessing#transforms#8#lower", "1"], "transforms#8#lower 0; got 1"),
+        (["bundles/brats_flair", "--preprocessing#transforms#6#margin", "[4, 4, 1]"], "margin#2 0; got 1"),
+        (["bundles/brats_flair", "--preprocessing#transforms#7#align_corners", "true"], "'nothing'; got True"),
+        (["bundles/brats_flair", "--inferer#slice_axis", "0"], "inferer#slice_axis 'nothing'; got 0"),
+        (["bundles/brats_flair", "--methods#cdm#guidance_scale", "3"], "methods#cdm#guidance_scale 'nothing'; got 3"),
+        (["bundles/brats_flair", "--postprocessing#transforms#0#nearest_interp", "true"], "interp False; got True"),
+        (["bundles/brats_flair", "--postprocessing#transforms#1#threshold", "0.5"], "'@threshold'; got 0.5"),
     ],
 )
 def test_a_wrong_value_is_an_error_that_says_what_is_right(arguments, message, tmp_path, monkeypatch):
@@ -253,3 +275,41 @@ def test_a_wrong_value_is_an_error_that_says_what_is_right(arguments, message, t
     with pytest.raises(SystemExit, match=message):
         export.main([*arguments, f"--output_dir={tmp_path / 'out'}"])
     assert not list(tmp_path.rglob("*.*"))
+
+
+def _drop(config: dict) -> None:
+    del config["preprocessing"]["transforms"][-1]["clip"]
+
+
+def _insert(config: dict) -> None:
+    config["postprocessing"]["transforms"].insert(1, {"_target_": "GaussianSmoothd", "keys": "pred"})
+
+
+def _append(config: dict) -> None:
+    config["preprocessing"]["transforms"].append({"_target_": "NormalizeIntensityd", "keys": "image"})
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_drop, "preprocessing#transforms#8#clip True; got 'nothing'"),
+        (_insert, "postprocessing#transforms#1#_target_ 'custom_modules.* got 'GaussianSmoothd'"),
+        (_append, "preprocessing#transforms#9 'nothing'; got {'_target_': 'NormalizeIntensityd'"),
+    ],
+)
+def test_an_edited_config_is_not_exported_as_if_it_were_the_same(edit, message, tmp_path):
+    shutil.copytree(REPO / "bundles" / "brats_flair" / "configs", tmp_path / "configs")
+    file = tmp_path / "configs" / "inference.yaml"
+    config = yaml.safe_load(file.read_text())
+    edit(config)
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+    with pytest.raises(ValueError, match=message):
+        export.export(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_what_the_program_is_given_may_change(bundle):
+    knobs = {"preprocessing#transforms#6#margin": [2, 3, 0], "preprocessing#transforms#8#upper": 99.0}
+    knobs |= {"postprocessing#transforms#2#output_postfix": "seg", "image_size": 32, "tau": 0.5}
+    export.check_program(export.read_bundle(REPO / "bundles" / bundle, **knobs))

@@ -62,6 +62,19 @@ def test_an_operation_without_a_rule_is_an_error():
         torch.tanh(Dual(torch.ones(2), torch.ones(2)))
 
 
+@pytest.mark.parametrize("attribute", ["T", "mT", "data"])
+def test_an_attribute_that_is_an_operation_is_an_error(attribute):
+    with pytest.raises(NotImplementedError, match=f"no rule for {attribute},"):
+        getattr(Dual(torch.ones(2, 2), torch.ones(2, 2)), attribute)
+
+
+def test_dropout_has_to_be_off():
+    x = Dual(torch.ones(4), torch.ones(4))
+    with pytest.raises(NotImplementedError, match="dropout is on"):
+        F.dropout(x, 0.5, training=True)
+    assert F.dropout(x, 0.5, training=False) is x
+
+
 def test_leaves_no_gradient_behind():
     x, dx, t, y, dy = inputs()
     network = tiny_network().double()  # its weights require gradients

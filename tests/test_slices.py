@@ -87,6 +87,14 @@ def test_the_cache_key_holds_every_setting_and_the_tags(cases, tmp_path):
     assert retagged.tags.tolist() == [1, 0, 0] and CountingLoad.loaded == 5
 
 
+def test_a_broken_file_of_the_cache_is_named(cases, tmp_path):
+    SliceDataset(cases, preprocessing(), cache_dir=tmp_path)
+    file = next(tmp_path.glob("*.pt"))
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ValueError, match="cache_dir .* is broken .* remove that folder"):
+        SliceDataset(cases, preprocessing(), cache_dir=tmp_path)
+
+
 def test_balanced_weights_draw_both_tags_equally(cases):
     dataset = SliceDataset(cases, preprocessing())
     weights = torch.tensor(dataset.balanced_weights)

@@ -3,6 +3,7 @@
 import re
 from types import SimpleNamespace
 
+import ignite.distributed as idist
 import pytest
 import torch
 from ignite.engine import Engine
@@ -253,6 +254,22 @@ def train(folder, max_epochs, num_workers=0, epoch_length=3):
     trainer.run()
     assert trainer.state.epoch == max_epochs and trainer.state.iteration == max_epochs * epoch_length
     return network.state_dict(), ema.ema_model.state_dict()
+
+
+def test_fine_tuned_weights_have_seen_the_cases_of_those_they_start_from(tmp_path):
+    ema = ema_handler(tiny_network(), decay=0.9)
+    (tmp_path / "base.training.txt").write_text("p1\np2\n")
+    AveragedWeights(ema, str(tmp_path / "model.pt"), ["p2", "p3"], start=str(tmp_path / "base.pt"))(
+        SimpleNamespace(state=SimpleNamespace(rank=0))
+    )
+    assert training_cases(tmp_path / "model.pt") == ["p1", "p2", "p3"]
+
+
+def test_processes_that_see_other_checkpoints_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(idist, "all_gather", lambda name: [name, "checkpoint_epoch=3.pt"])
+    engine = SimpleNamespace(state=SimpleNamespace(rank=0))
+    with pytest.raises(ValueError, match="checkpoint_epoch=3.pt.*none.*one folder that all machines share"):
+        ResumableRun(str(tmp_path), {}).attach(engine)
 
 
 def assert_same(a, b):
