@@ -6,12 +6,13 @@ Several processes (torchrun) divide the cases by the data loader's sampler, and 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import platform
 from collections import ChainMap, Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -19,12 +20,14 @@ import ignite.distributed as idist
 import monai
 import torch
 from ignite.engine import Engine, Events
-from monai.data import Dataset
+from monai.bundle.utils import ID_SEP_KEY
+from monai.data import Dataset, DistributedSampler
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents, PrepareBatch
 
 from custom_modules import __version__
 from custom_modules.dicom import OUTPUT_FORMATS, check_source
+from custom_modules.knobs import command_line
 from custom_modules.writers import read_record, remove_partial, result_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -107,6 +110,26 @@ def _stem(case: Mapping) -> str:
     return next((name[: -len(ending)] for ending in (".nii.gz", ".nii") if name.endswith(ending)), "")
 
 
+class CaseSampler(DistributedSampler):
+    """Divides the cases among the processes (torchrun), none of them twice to fill up.
+
+    Args:
+        dataset: the cases.
+
+    Raises:
+        ValueError: if there are fewer cases than processes.
+    """
+
+    def __init__(self, dataset: CaseDataset) -> None:
+        n_cases, n_processes = len(dataset), idist.get_world_size()
+        if n_cases < n_processes:
+            raise ValueError(
+                f"{n_cases} cases for {n_processes} processes: start at most as many processes as cases, "
+                f"--nproc_per_node {n_cases}."
+            )
+        super().__init__(dataset, even_divisible=False, shuffle=False)
+
+
 class VolumeBatch(PrepareBatch):
     """Batch of `CaseDataset` -> image (B, 1, H, W, D) on the engine's device, and the tags where the case has them."""
 
@@ -168,19 +191,31 @@ class VolumeEvaluator(SupervisedEvaluator):
         self.failures, n_cases = dict(sorted(ChainMap(*failures).items())), len(set().union(*seen))
         if idist.get_rank() == 0 and any(done):
             logger.info(
-                "%d of %d cases were there already, made with the same settings, weights and image "
-                "(--overwrite True does them anew)", len(set().union(*done)), n_cases
+                "%d of %d cases were there already, made with the same settings, overrides, first config file, "
+                "weights and image (--overwrite True does them anew)", len(set().union(*done)), n_cases
             )  # fmt: skip
         if self.failures:
             listed = "\n".join(f"  {case}: {why}" for case, why in self.failures.items())
             raise RuntimeError(f"{len(self.failures)} of {n_cases} cases failed:\n{listed}")
 
 
+@contextlib.contextmanager
+def one_case(engine: VolumeEvaluator, case: str) -> Iterator[None]:
+    """For handlers: an error ends the case, which then is no output any more but one of `failures`, and not the run."""
+    try:
+        yield
+    except Exception as error:
+        engine.failures[case] = reason(error)
+        engine.state.output = [item for item in engine.state.output if item["case"] != case]
+        logger.error("case %s failed: %s", case, engine.failures[case])
+
+
 class Provenance:
     """Writes `<output_dir>/<stem>/<stem>_provenance.json` beside each result, last: how it came to be.
 
     By it, a later run knows what is done (`is_done`). So it is taken away before a result is replaced: a process that
-    is killed in between leaves none that speaks of other files.
+    is killed in between leaves none that speaks of other files. Of the command line of `monai.bundle`, it records the
+    nested ids (`a#b`) and the SHA-256 of the first config file; {} and None in a process that was started otherwise.
 
     Args:
         output_dir: of the results.
@@ -200,6 +235,10 @@ class Provenance:
     ) -> None:
         self.output_dir, self.ckpt_path, self.gate_ckpt_path = Path(output_dir), ckpt_path, gate_ckpt_path
         self.settings = json.loads(json.dumps(settings))  # as they are read back
+        given, files = command_line()
+        nested = {name.replace(ID_SEP_KEY, "#"): value for name, value in given.items()}
+        self.overrides = {name: value for name, value in nested.items() if "#" in name}
+        self.config_sha256 = sha256(files[0]) if files else None
         self.volumes = [*VOLUMES, SEGMENTATION] if output_format == "dicom_seg" else VOLUMES
 
     def attach(self, engine: Engine) -> None:
@@ -208,7 +247,7 @@ class Provenance:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def is_done(self, case: Mapping) -> bool:
-        """Whether the result of `case` stands there whole, made by this version from the same with the same."""
+        """Whether the result of `case` stands there whole, made by this version from the same (`_origin`)."""
         facts = read_record(self._file(case["stem"]))
         there = all(self._file(case["stem"], volume).is_file() for volume in self.volumes)
         version = facts.get("versions", {}).get("custom_modules")
@@ -223,9 +262,15 @@ class Provenance:
         return {name: sha256(path) if path else None for name, path in paths.items()}
 
     def _origin(self, case: Mapping) -> dict:
-        """All that a result depends on."""
-        entries = {key: case.get(key) for key in ("channel", "slice_labels")}
-        return {"settings": self.settings, **self._weights, "image_sha256": sha256(case["image"]), **entries}
+        """What is recorded of all that a result depends on. Overlays are not: they show in `settings` alone."""
+        return {
+            "settings": self.settings,
+            "overrides": self.overrides,
+            "config_sha256": self.config_sha256,
+            **self._weights,
+            "image_sha256": sha256(case["image"]),
+            **{key: case.get(key) for key in ("channel", "slice_labels")},
+        }
 
     def _withdraw(self, engine: Engine) -> None:
         for path in map(self._file, engine.state.batch["stem"]):
@@ -236,16 +281,19 @@ class Provenance:
 
     def __call__(self, engine: Engine) -> None:
         for item in engine.state.output:
-            case = engine.cases[item["stem"]]
-            facts = {
-                "case": item["case"],
-                "image": case["image"],
-                "label": item.get("label_file"),
-                "slices_processed": item["n_slices"],
-                "seconds_per_slice": item["seconds_per_slice"],
-                "versions": VERSIONS,
-                **self._origin(case),
-            }
-            if "gate_probability" in item:
-                facts["gate_probability"] = [round(p, 4) for p in item["gate_probability"]]
-            write_json(self._file(item["stem"]), facts)
+            with one_case(engine, item["case"]):
+                write_json(self._file(item["stem"]), self._facts(item, engine.cases[item["stem"]]))
+
+    def _facts(self, item: Mapping, case: Mapping) -> dict:
+        facts = {
+            "case": item["case"],
+            "image": case["image"],
+            "label": item.get("label_file"),
+            "slices_processed": item["n_slices"],
+            "seconds_per_slice": item["seconds_per_slice"],
+            "versions": VERSIONS,
+            **self._origin(case),
+        }
+        if "gate_probability" in item:
+            facts["gate_probability"] = [round(p, 4) for p in item["gate_probability"]]
+        return facts

@@ -24,7 +24,7 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
 
 from custom_modules import __version__
-from custom_modules.engines import sha256
+from custom_modules.engines import one_case, sha256
 from custom_modules.layouts import load_label
 from custom_modules.metrics import (
     Row,
@@ -42,6 +42,7 @@ from custom_modules.writers import read_record, result_file, whole, write_json
 CASE_COLUMNS = ("case", "group", "seed", "in_training")
 SLICE_COLUMNS = (*CASE_COLUMNS, "slice", "area", "fraction", "dice", "iou", "hd95")
 VOLUME_COLUMNS = (*CASE_COLUMNS, "n_slices", "dice", "iou", "hd95", "n_undefined", "volume_dice", "seconds_per_slice")
+ROWS = {"gate", "volume", "slices"}  # what a case's file holds beside what it was measured on
 logger = logging.getLogger(__name__)
 
 
@@ -81,7 +82,9 @@ class EvaluationMetrics:
 
     Writes each case's rows into ``<output_dir>/metrics/cases/<stem>.json``. At the end, the first process makes
     ``per_slice.csv``, ``per_volume.csv`` and ``summary.json`` in ``<output_dir>/metrics`` of the rows of all cases that
-    were measured now or done before, in the data set's order; an undefined number is ``nan`` in the CSVs.
+    were measured now or done before, in the data set's order; an undefined number is ``nan`` in the CSVs. A case that
+    cannot be measured (a key is missing, the shapes of pred and label differ, pred is not binary or has no affine) or
+    written goes into the engine's ``failures``.
 
     Args:
         output_dir: folder that receives ``metrics/``, and holds the masks.
@@ -92,8 +95,8 @@ class EvaluationMetrics:
         training_cases: cases in the checkpoint's training list; ``None`` means unknown: ``in_training`` stays empty.
 
     Raises:
-        ValueError: ``min_area`` or ``slice_axis`` is out of range; in the run, with the case's name: a key is missing,
-            the shapes of pred and label differ, pred is not binary or has no affine.
+        ValueError: ``min_area`` or ``slice_axis`` is out of range; at the end of the run, if the rows of a case that
+            was measured or done are gone.
     """
 
     def __init__(
@@ -124,7 +127,8 @@ class EvaluationMetrics:
 
     def is_done(self, case: Row) -> bool:
         """Whether the rows of ``case`` are there, measured by this protocol on the mask and label that lie there."""
-        return read_record(self._rows(case["stem"])).get("measured") == self._origin(case)
+        rows = read_record(self._rows(case["stem"]))
+        return rows.keys() >= ROWS and rows.get("measured") == self._origin(case)
 
     def _rows(self, stem: str) -> Path:
         return self.folder / "cases" / f"{stem}.json"
@@ -140,14 +144,10 @@ class EvaluationMetrics:
 
     def _iteration_completed(self, engine: Engine) -> None:
         for item in engine.state.output:
-            if missing := [key for key in ("case", "stem", "pred", "label") if item.get(key) is None]:
-                raise ValueError(f"case {item.get('case')!r}: evaluation needs {missing}, got {sorted(item)}.")
-            try:
-                rows = self._measure(item)
-            except ValueError as error:
-                raise ValueError(f"case {item['case']!r}: {error}") from error
-            _write(self._rows(item["stem"]), {"measured": self._origin(engine.cases[item["stem"]])} | rows)
-            self.measured.append(item["stem"])
+            with one_case(engine, item["case"]):
+                rows = {"measured": self._origin(engine.cases[item["stem"]])} | self._measure(item)
+                _write(self._rows(item["stem"]), rows)
+                self.measured.append(item["stem"])
 
     def _target(self, item: Row) -> torch.Tensor:
         """The true mask, bool (1, H, W, D); warns where the label looks wrong."""
@@ -164,6 +164,8 @@ class EvaluationMetrics:
 
     def _measure(self, item: Row) -> dict[str, Any]:
         """The rows of one case: its slices', its volume's, and the classifier's (probability, tag) of each slice."""
+        if missing := [key for key in ("pred", "label") if item.get(key) is None]:
+            raise ValueError(f"evaluation needs {missing}, got {sorted(item)}.")
         pred, label = item["pred"], item["label"]
         if pred.shape != label.shape or pred.ndim != 4 or len(pred) != 1 or not hasattr(pred, "pixdim"):
             raise ValueError(
@@ -233,6 +235,8 @@ def _without_nan(row: Row) -> Row:
 
 def _read(path: Path) -> dict[str, Any]:
     rows = read_record(path)
+    if not rows.keys() >= ROWS:
+        raise ValueError(f"{path}, the rows of a case, is missing or broken: run the same command again.")
     for row in (rows["volume"], *rows["slices"]):
         row.update({key: math.nan for key, value in row.items() if value is None})
     return rows

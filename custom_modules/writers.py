@@ -6,10 +6,13 @@ import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from monai.data import NibabelWriter
+
+DAY = 24 * 60 * 60  # s
 
 
 @contextlib.contextmanager
@@ -26,9 +29,14 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 
 def remove_partial(folder: str | Path) -> None:
-    """Removes what a killed process left of `whole` in a folder to which no other writes."""
+    """Removes what a killed process left of `whole` in a folder more than a day ago.
+
+    What is younger may be of a process that still writes, on this machine or another.
+    """
     for aside in Path(folder).glob(".partial-*"):
-        aside.unlink()
+        with contextlib.suppress(FileNotFoundError):  # its process, or another that cleans up, was faster
+            if time.time() - aside.stat().st_mtime > DAY:
+                aside.unlink()
 
 
 def result_file(output_dir: str | Path, stem: str, ending: str) -> Path:

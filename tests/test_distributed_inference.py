@@ -146,6 +146,13 @@ def test_a_killed_process_is_reported_and_what_is_missing_is_done_later(data, we
     assert_same_results(out, by_one)
 
 
+def test_fewer_cases_than_processes_are_an_error_before_any_work(data, weights, tmp_path):
+    process = torchrun(command(data, tmp_path / "out", weights, "--section=validation", overlays=()))
+    message = "1 cases for 2 processes: start at most as many processes as cases, --nproc_per_node 1."
+    assert process.returncode != 0 and message in process.stdout, process.stdout
+    assert not (tmp_path / "out").exists()
+
+
 # ---- again, in one process
 
 
@@ -178,12 +185,15 @@ def test_what_is_done_is_not_done_again(again, finished, caplog):
     for name in ("per_slice.csv", "per_volume.csv", "summary.json"):
         (again.out / "metrics" / name).unlink()
     assert again() == set()
-    assert "4 of 4 cases were there already, made with the same settings, weights and image" in caplog.text
+    assert "4 of 4 cases were there already, made with the same settings, overrides, first config file" in caplog.text
     for name in ("per_slice.csv", "per_volume.csv", "summary.json"):  # to the byte, with the times of then
         assert (again.out / "metrics" / name).read_bytes() == (finished / "metrics" / name).read_bytes()
 
 
-@pytest.mark.parametrize("knob", ["--overwrite=True", "--blur=1.5", "--seed=1", "--gate=all", "--amp=False"])
+UPPER = "--preprocessing#transforms#8#upper=99"
+
+
+@pytest.mark.parametrize("knob", ["--overwrite=True", "--blur=1.5", "--seed=1", "--gate=all", "--amp=False", UPPER])
 def test_what_was_made_otherwise_is_done_anew(again, knob):
     assert again(knob) == set(CASES)
     assert again(knob) == (set(CASES) if "overwrite" in knob else set())
@@ -210,9 +220,15 @@ def changed_tags(run) -> None:
     (run.data / "datalist.json").write_text(json.dumps(lists))
 
 
+def half_a_saliency(run) -> None:
+    aside = run.out / "p1_flair" / ".partial-1-saliency"
+    result(run, "saliency.nii.gz").rename(aside)
+    os.utime(aside, (0, 0))  # left long ago
+
+
 CHANGES = {
     "no mask": lambda run: result(run, "mask.nii.gz").unlink(),
-    "half a saliency": lambda run: result(run, "saliency.nii.gz").rename(run.out / "p1_flair" / ".partial-1-saliency"),
+    "half a saliency": half_a_saliency,
     "no provenance": lambda run: result(run, "provenance.json").unlink(),
     "another program's provenance": lambda run: result(run, "provenance.json").write_text("{}"),
     "half a provenance": lambda run: result(run, "provenance.json").write_text('{"case": "p1'),

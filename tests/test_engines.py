@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import sys
 from pathlib import Path
 
 import monai
@@ -15,13 +16,14 @@ from conftest import LPS, save_nifti
 from ignite.engine import Events
 from monai.data import DataLoader
 from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImaged
-from torch import nn
+from torch import distributed, nn
 
 import custom_modules
 from custom_modules import engines
-from custom_modules.engines import CaseDataset, Provenance, VolumeBatch, VolumeEvaluator, reason, sha256
+from custom_modules.engines import CaseDataset, CaseSampler, Provenance, VolumeBatch, VolumeEvaluator, reason, sha256
 from custom_modules.inferers import SaliencyInferer
 from custom_modules.transforms import CheckVolumed, TagVolumed
+from custom_modules.writers import write_json
 
 PREPROCESSING = Compose(
     [
@@ -95,6 +97,20 @@ def test_dataset_items(tmp_path):
     assert first["case"] == "p1" and first["stem"] == "good" and first["image"].shape == (1, 2, 2, 2)
     assert second.keys() == {"case", "error"} and second["case"] == "p2"
     assert "stem" not in cases[0]  # the caller's cases are left as they are
+
+
+@pytest.mark.parametrize(("n_processes", "share"), [(2, [1, 3]), (3, [1]), (4, None)])
+def test_processes_share_the_cases_and_are_not_more_than_these(monkeypatch, n_processes, share):
+    monkeypatch.setattr(distributed, "get_world_size", lambda: n_processes)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(distributed, "is_available", lambda: True)
+    monkeypatch.setattr(engines.idist, "get_world_size", lambda: n_processes)
+    data = CaseDataset([{"case": f"p{i}", "image": f"/p{i}.nii"} for i in range(4 if share else 3)], None)
+    if share is None:
+        with pytest.raises(ValueError, match="^3 cases for 4 processes: start at most .*, --nproc_per_node 3.$"):
+            CaseSampler(data)
+    else:
+        assert list(CaseSampler(data)) == share
 
 
 # ---- the evaluator
@@ -264,6 +280,8 @@ def test_provenance_tells_how_a_result_came_to_be(cases, tmp_path):
         "label": None,
         "slices_processed": 2,
         "settings": settings,
+        "overrides": {},
+        "config_sha256": None,
         "weights_sha256": ABC,
         "gate_weights_sha256": None,
         "image_sha256": hashlib.sha256(Path(cases[2]["image"]).read_bytes()).hexdigest(),
@@ -303,3 +321,43 @@ def test_provenance_goes_before_its_result_does(cases, tmp_path):
     with pytest.raises(RuntimeError, match="No space left"):
         evaluator(cases[2:3], handlers=[provenance], postprocessing=Compose([refuse])).run()
     assert not path.exists()
+
+
+def test_a_record_that_cannot_be_written_fails_its_case_alone(cases, tmp_path, monkeypatch):
+    def full(path, facts):
+        if facts["case"] == "case_fine":
+            raise OSError("No space left on device")
+        write_json(path, facts)
+
+    monkeypatch.setattr(engines, "write_json", full)
+    collect = Collect()
+    with pytest.raises(RuntimeError, match="1 of 2 cases failed:\n  case_fine: OSError: No space left on device$"):
+        evaluator(cases[2:], handlers=[Provenance(str(tmp_path / "out"), None, {}), collect]).run()
+    assert [len(output) for output in collect.outputs] == [0, 1], "later handlers do not count it"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["last"]
+
+
+def test_overrides_and_the_first_config_count_and_overlays_do_not(cases, tmp_path, monkeypatch):
+    program = "/somewhere/monai/bundle/__main__.py"
+    inference, overlay = tmp_path / "inference.yaml", tmp_path / "overlay.yaml"
+    inference.write_bytes(b"abc")
+
+    def provenance(*words) -> Provenance:
+        monkeypatch.setattr(sys, "argv", [program, "run", *words])
+        return Provenance(str(tmp_path / "out"), None, {})
+
+    first = ["--config_file", str(inference), "--methods#cdm#tau", "0.5", "--batch_size", "4"]
+    evaluator(cases[2:3], handlers=[provenance(*first)]).run()
+    facts = json.loads((tmp_path / "out" / "fine" / "fine_provenance.json").read_text())
+    assert facts["overrides"] == {"methods#cdm#tau": "0.5"} and facts["config_sha256"] == ABC
+    for volume in ("mask", "saliency"):
+        (tmp_path / "out" / "fine" / f"fine_{volume}.nii.gz").touch()
+    case = CaseDataset(cases, PREPROCESSING).data[2]
+    files = f"['{inference}','{overlay}']"
+    assert provenance(*first).is_done(case)
+    assert provenance("--config_file", files, "--methods::cdm::tau=0.5").is_done(case)
+    assert not provenance("--config_file", files).is_done(case)
+    assert not provenance(*first[:3], "0.6").is_done(case)
+    assert not provenance(*first, "--preprocessing#transforms#8#upper", "99").is_done(case)
+    inference.write_text("edited")
+    assert not provenance(*first).is_done(case)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from volumes import save_volume
 
+from custom_modules import evaluation
 from custom_modules.evaluation import EvaluationMetrics, LoadLabeld
 from custom_modules.metrics import summarise
 
@@ -36,9 +38,10 @@ def run(handler, outputs, cases=None, done=()):
     engine = Engine(lambda engine, output: output)
     names = [item["case"] for output in outputs for item in output] if cases is None else cases
     engine.cases = {name: {"case": name, "stem": name, "label_file": f"{name}_seg.nii.gz"} for name in names}
-    engine.done = list(done)
+    engine.done, engine.failures = list(done), {}
     handler.attach(engine)
     engine.run(outputs)
+    handler.failures = engine.failures
     return handler.folder
 
 
@@ -120,6 +123,11 @@ def test_rows_are_those_of_the_mask_and_label_that_lie_there(tmp_path):
     assert not handler().is_done(case)
     engine.run([[item("a", volume(PRED), volume(LABEL))]])
     assert handler().is_done(case)
+    rows = tmp_path / "metrics" / "cases" / "a.json"
+    whole = rows.read_text()
+    rows.write_text(json.dumps({"measured": json.loads(whole)["measured"]}))
+    assert not handler().is_done(case), "without numbers"
+    rows.write_text(whole)
     assert not handler(min_area=2).is_done(case) and not handler(target_labels=[1]).is_done(case)
     for path in (label, mask):
         path.write_bytes(b"other")
@@ -149,15 +157,44 @@ def test_handler_warns_of_a_label_without_target(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": torch.ones(1, 4, 4, 3)}, r"'a'.*\(1, 4, 4, 1\).*\(1, 4, 4, 3\)"),
-        ({"pred": torch.ones(1, 4, 4, 1)}, "'a'.*MetaTensor"),
-        ({"pred": MetaTensor(torch.full((1, 4, 4, 1), 0.5))}, "'a'.*binary"),
-        ({"label": None}, "'a'.*label"),
+        ({"label": torch.ones(1, 4, 4, 3)}, r"ValueError: .*\(1, 4, 4, 1\).*\(1, 4, 4, 3\)"),
+        ({"pred": torch.ones(1, 4, 4, 1)}, "ValueError: .*MetaTensor"),
+        ({"pred": MetaTensor(torch.full((1, 4, 4, 1), 0.5))}, "ValueError: .*binary"),
+        ({"label": None}, r"ValueError: evaluation needs \['label'\]"),
     ],
 )
-def test_handler_names_the_case_that_is_wrong(tmp_path, change, message):
-    with pytest.raises(ValueError, match=message):
-        run(EvaluationMetrics(tmp_path, "b", "m"), [[item("a", volume(PRED), volume(LABEL)) | change]])
+def test_a_case_that_cannot_be_measured_fails_and_the_others_are_finished(tmp_path, caplog, change, message):
+    bad, good = (item(name, volume(PRED), volume(LABEL)) for name in ("a", "b"))
+    handler = EvaluationMetrics(tmp_path, "b", "m")
+    folder = run(handler, [[bad | change], [good]])
+    assert handler.failures.keys() == {"a"} and re.match(message, handler.failures["a"]), handler.failures
+    assert f"case a failed: {handler.failures['a']}" in caplog.text
+    assert [row["case"] for row in read(folder / "per_volume.csv")] == ["b"]
+
+
+def test_a_case_whose_rows_cannot_be_written_fails(tmp_path, monkeypatch):
+    def full(path, rows):
+        if path.stem == "a":
+            raise OSError("No space left on device")
+        write(path, rows)
+
+    write = evaluation._write
+    monkeypatch.setattr(evaluation, "_write", full)
+    handler = EvaluationMetrics(tmp_path, "b", "m")
+    folder = run(handler, [[item(name, volume(PRED), volume(LABEL)) for name in ("a", "b")]])
+    assert handler.failures == {"a": "OSError: No space left on device"}
+    assert [row["case"] for row in read(folder / "per_volume.csv")] == ["b"]
+
+
+@pytest.mark.parametrize("content", [None, '{"measured": ', '{"measured": {}}'])
+def test_rows_that_are_gone_at_the_end_are_named(tmp_path, content):
+    handler = EvaluationMetrics(tmp_path, "b", "m")
+    path = tmp_path / "metrics" / "cases" / "a.json"
+    if content is not None:
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(path))}.* missing or broken: run the same command again"):
+        run(handler, [[]], cases=["a"], done=["a"])
 
 
 def test_the_label_is_read_in_the_stored_order(tmp_path):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from custom_modules.knobs import check_knobs, choose, find_knob, own_settings
+from custom_modules.knobs import check_knobs, choose, command_line, find_knob, own_settings
 
 PROGRAM = "/somewhere/.venv/lib/python3.11/site-packages/monai/bundle/__main__.py"  # `python -m monai.bundle`
 TRAIN = """
@@ -108,6 +108,14 @@ def test_a_switch_is_true_or_false(tmp_path, word):
     check("--config_file", str(path), "--amp", "--train#amp=False")
 
 
+@pytest.mark.parametrize("value", ["$False", "@overwrite", "%other.yaml::amp"])
+def test_a_switch_may_be_an_expression_or_a_reference(tmp_path, value):
+    path = tmp_path / "train.yaml"
+    path.write_text("amp: true\noverwrite: false\n")
+    check("--config_file", str(path), "--amp", value)
+    check("--config_file", str(path), f"--amp={value}")
+
+
 @pytest.mark.parametrize("template", ["['{}','{}']", "['{}', '{}']", '["{}","{}"]', "[{},{}]", "{},{}"])
 def test_a_list_of_config_files(train, overlay, template):
     files = template.format(train, overlay)
@@ -115,6 +123,13 @@ def test_a_list_of_config_files(train, overlay, template):
     check(f"--config_file={files}", "--min_area=5")
     with pytest.raises(ValueError, match="'min_aera'; did you mean one of .'min_area'"):
         check("--config_file", files, "--min_aera", "5")
+
+
+def test_the_command_line_is_ids_with_values_and_files():
+    words = ["run", "--a#b", "0.5", "--amp", "--c-d::0=x=y", "--seed", "-1", "--config_file", "['a.yaml', 'b.yaml']"]
+    given = {"a#b": "0.5", "amp": "", "c_d::0": "x=y", "seed": "-1"}
+    assert command_line([PROGRAM, *words]) == (given, ["a.yaml", "b.yaml"])
+    assert command_line([PROGRAM, *words[:-2]]) == command_line(["/usr/bin/pytest", *words]) == ({}, [])
 
 
 def test_the_real_command_line_is_the_default(train, monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 
-from custom_modules.writers import AtomicNibabelWriter, write_json
+from custom_modules.writers import DAY, AtomicNibabelWriter, remove_partial, whole, write_json
 
 AFFINE = np.diag([-0.7, -1.3, 6.0, 1.0])
 
@@ -96,3 +98,22 @@ def test_failed_json_leaves_the_old_one(tmp_path, monkeypatch, step):
     with pytest.raises((OSError, TypeError)):
         write_json(path, {"seed": object() if step == "content" else 1})
     assert os.listdir(tmp_path) == ["facts.json"] and json.loads(path.read_text()) == {"seed": 0}
+
+
+def test_only_old_remains_are_removed(tmp_path, monkeypatch):
+    for name, age in ((".partial-1-mask.nii.gz", 1.1 * DAY), (".partial-2-mask.nii.gz", 0.9 * DAY), ("mask", 9 * DAY)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    remove_partial(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".partial-2-mask.nii.gz", "mask"], "another job may still write the second"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [self / ".partial-3-mask"])  # gone since it was listed
+    remove_partial(tmp_path)
+
+
+def test_a_write_whose_file_is_gone_afterwards_is_well(tmp_path):
+    with whole(tmp_path / "facts.json") as aside:
+        aside.write_text("{}")
+    assert os.listdir(tmp_path) == ["facts.json"]
+    with pytest.raises(FileNotFoundError), whole(tmp_path / "facts.json") as aside:
+        pass  # and one whose file was never there says so
+    assert (tmp_path / "facts.json").read_text() == "{}"
