@@ -161,13 +161,14 @@ def test_tags_train_on_and_the_next_mask_shows_it(server, studies, tmp_path):
     for image in ("head0", "head1"):
         print(f"PUT /datastore/label?image={image}", server.save_label(image, tags_file(tmp_path, HEAD_TAGS)))
     weights = server.models / "brats_flair" / "models" / "model.pt"
-    before = torch.load(weights, weights_only=True)
+    trained_on = weights.with_suffix(".training.txt")
+    before, cases = torch.load(weights, weights_only=True), trained_on.read_text()
     task = train(server, "brats_flair", val_split=0.5)
     assert task["status"] == "DONE" and "val_classifier_auc" in server.log and "training [4/4]" in server.log
     after = torch.load(weights, weights_only=True)
     moved = [(after[name].float() - before[name].float()).abs().max().item() for name in before]
     assert 0 < max(moved) < 0.01  # eight iterations of a warm-up, from the weights that were there
-    assert weights.with_suffix(".training.txt").read_text() == "head0\n"
+    assert len(cases.split()) == 69 and trained_on.read_text() == cases + "head0\n"
     mask = by_server(server, "brats_flair", tmp_path)
     assert "Reload model from cache" in server.log
     wanted = by_command_line("brats_flair", studies / "head0.nii.gz", tmp_path / "out", "--ckpt_path", weights)
