@@ -90,7 +90,7 @@ class CaseDataset(Dataset):
         counts, names = Counter(stems), {case["case"] for case in data}
         named = []
         for case, stem in zip(data, stems, strict=True):
-            unique = counts[stem] == 1 and stem not in names - {case["case"]}  # another may fall back on its name
+            unique = counts[stem] == 1 and (stem == case["case"] or stem not in names)  # another may fall back on it
             named.append({**case, "stem": stem if stem and unique else case["case"]})
         super().__init__(named, transform)
 
@@ -152,7 +152,7 @@ class VolumeEvaluator(SupervisedEvaluator):
         self.done: list[str] = []
         super().__init__(*args, **kwargs)
 
-    @property
+    @cached_property
     def cases(self) -> dict[str, dict]:
         """The cases of the data set by their stems, in order: all of them, whichever the data loader gives."""
         return {case["stem"]: case for case in self.data_loader.dataset.data}

@@ -8,16 +8,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from custom_modules.engines import sha256
+
 RECORD = "export.json"
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def exported_files(folder: Path) -> list[Path]:

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
@@ -19,6 +18,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from examples.phantom import head_phantom
 from packing.export import read_bundle
 from tests.conftest import BUNDLES, REPO
+from tests.onnx_models import outputs
 
 KNOBS = {"brats_flair": [], "chaos_kidney": ["--gate_threshold", "0"]}  # no kidney in a head: each slice is processed
 SEED = 2
@@ -109,13 +109,6 @@ def test_monais_own_export_makes_the_same_network(exported, root, tmp_path):
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_onnxruntime_gives_the_networks_outputs(exported, batch):
-    generator = torch.Generator().manual_seed(SEED)
-    x, t = torch.randn(batch, 1, 64, 64, generator=generator), torch.randint(0, 1000, (batch,), generator=generator)
-    inputs = {"x": x, "timesteps": t, "class_labels": torch.rand(batch, 2, generator=generator)}
-    with torch.no_grad():
-        expected = {"denoiser": exported.network(*inputs.values()), "classifier": exported.network.classify(x, t)}
-    for name, value in expected.items():
-        session = onnxruntime.InferenceSession(exported.folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
-        [found] = session.run(None, {node.name: inputs[node.name].numpy() for node in session.get_inputs()})
-        print(f"{name}.onnx, batch {batch}: largest difference {np.abs(found - value.numpy()).max():.1e}")
-        np.testing.assert_allclose(found, value, rtol=0, atol=1e-4)
+    for name, (found, expected) in outputs(exported.folder, exported.network, batch, 64, SEED).items():
+        print(f"{name}.onnx, batch {batch}: largest difference {np.abs(found - expected).max():.1e}")
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
