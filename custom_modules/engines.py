@@ -294,6 +294,8 @@ class Provenance:
             "versions": VERSIONS,
             **self._origin(case),
         }
+        if "expected_dice" in item:
+            facts["expected_dice"] = item["expected_dice"]
         if "gate_probability" in item:
             facts["gate_probability"] = [round(p, 4) for p in item["gate_probability"]]
         return facts

@@ -22,6 +22,7 @@ from monai.data import MetaTensor
 from monai.metrics import compute_roc_auc
 from monai.transforms import MapTransform
 from monai.utils import convert_to_tensor
+from scipy.stats import spearmanr
 
 from custom_modules import __version__
 from custom_modules.engines import one_case, sha256
@@ -41,7 +42,9 @@ from custom_modules.writers import read_record, result_file, whole, write_json
 
 CASE_COLUMNS = ("case", "group", "seed", "in_training")
 SLICE_COLUMNS = (*CASE_COLUMNS, "slice", "area", "fraction", "dice", "iou", "hd95")
-VOLUME_COLUMNS = (*CASE_COLUMNS, "n_slices", "dice", "iou", "hd95", "n_undefined", "volume_dice", "seconds_per_slice")
+VOLUME_COLUMNS = (*CASE_COLUMNS, "n_slices", "dice", "iou", "hd95", "n_undefined", "volume_dice")
+VOLUME_COLUMNS += ("expected_dice", "seconds_per_slice")
+SPECIFICITY = 0.95  # at which the classifier's sensitivity is told
 ROWS = {"gate", "volume", "slices"}  # what a case's file holds beside what it was measured on
 logger = logging.getLogger(__name__)
 
@@ -179,7 +182,7 @@ class EvaluationMetrics:
         slices = slice_metrics(pred[0], target, self.slice_axis, pred.pixdim.tolist(), self.min_area)
         volume = {"n_slices": len(slices), "n_undefined": n_undefined(slices, "hd95")}
         volume |= {key: mean(slices, key) for key in ("dice", "iou", "hd95")} | volume_metrics(pred[0], target)
-        volume["seconds_per_slice"] = number(item, "seconds_per_slice")
+        volume |= {key: number(item, key) for key in ("expected_dice", "seconds_per_slice")}
         return {"gate": gate, "volume": volume, "slices": slices}
 
     def _completed(self, engine: Engine) -> None:
@@ -198,7 +201,8 @@ class EvaluationMetrics:
             gate += rows["gate"]
         n_known = None if known is None else sum(row["in_training"] for row in per_volume)
         summary = summarise(per_slice, per_volume, **self.context, n_in_training=n_known)
-        summary["classifier_auc"] = _auc(gate)
+        summary["classifier_auc"], summary["classifier_sensitivity"] = _auc(gate), _sensitivity(gate)
+        summary["expected_dice_spearman"] = _rank_correlation(per_volume, "expected_dice", "volume_dice")
         for name, rows, columns in (
             ("per_slice.csv", per_slice, SLICE_COLUMNS),
             ("per_volume.csv", per_volume, VOLUME_COLUMNS),
@@ -212,7 +216,8 @@ class EvaluationMetrics:
         if n_known:
             logger.warning("%d of %d cases were in the checkpoint's training list.", n_known, len(per_volume))
         if summary["classifier_auc"] is not None:
-            logger.info("classifier AUC over %d slices: %.3f", len(gate), summary["classifier_auc"])
+            values = (len(gate), summary["classifier_auc"], summary["classifier_sensitivity"], SPECIFICITY)
+            logger.info("classifier over %d slices: AUC %.3f, sensitivity %.3f at specificity %g", *values)
         print(_table(per_volume, summary), f"written to {self.folder}", sep="\n", flush=True)
 
 
@@ -222,6 +227,21 @@ def _auc(gate: Sequence[tuple[float, int]]) -> float | None:
         return None
     probabilities, tags = zip(*gate)
     return float(compute_roc_auc(torch.tensor(probabilities), torch.tensor(tags)))
+
+
+def _sensitivity(gate: Sequence[tuple[float, int]]) -> float | None:
+    """Share of the positive slices that the classifier finds where it calls `SPECIFICITY` of the negative ones so."""
+    positive, negative = ([p for p, tag in gate if tag == wanted] for wanted in (1, 0))
+    if not positive or not negative:
+        return None
+    threshold = torch.tensor(negative).quantile(SPECIFICITY)
+    return float((torch.tensor(positive) > threshold).float().mean())
+
+
+def _rank_correlation(rows: Sequence[Row], *keys: str) -> float | None:
+    """Spearman's correlation of two columns over the rows that have both; None for fewer than three."""
+    pairs = [pair for row in rows if not any(map(math.isnan, pair := [number(row, key) for key in keys]))]
+    return float(spearmanr(pairs).statistic) if len(pairs) > 2 else None
 
 
 def _write(path: Path, rows: Row) -> None:

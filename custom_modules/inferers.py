@@ -1,7 +1,7 @@
 """From a volume to slices, through any saliency method, and back to a volume.
 
-The inferer knows no method: a method is a callable `(x_0 (B, 1, H, W), network, slices) -> (B, 1, H, W)`, put in by the
-config. It decides which slices are worth the work (the gate), batches them, and returns a volume with the input's meta
+The inferer knows no method: a method is a callable `(x_0 (B, 1, H, W), network, slices) -> (B, C, H, W)`, put in by the
+config; C is 1, or the number of maps whose spread tells how sure the method is. It decides which slices are worth the work (the gate), batches them, and returns a volume with the input's meta
 data, so that MONAI's `Invertd` can bring it back to the input's grid.
 """
 
@@ -29,10 +29,14 @@ class SaliencyInferer(Inferer):
     """Runs a saliency method on the positive slices of volumes.
 
     Args:
-        method: `(x_0 (B, 1, H, W) float32 in [-1, 1], network, slices) -> (B, 1, H, W)`.
+        method: `(x_0 (B, 1, H, W) float32 in [-1, 1], network, slices) -> (B, C, H, W)`.
         gate: which slices are processed: `classifier` (probability at t = 0 above `gate_threshold`), `tags` (those the
             case's `slice_labels` call positive) or `all`. Slices without body are never processed.
         gate_threshold: probability in [0, 1].
+        gate_smoothing: standard deviation, in slices, of a Gaussian over the classifier's logits: a slice whose
+            neighbours show the target probably does, too. 0 for none.
+        gate_size: side in pixels of the slices that the classifier learned from, to which it gets them resized; None:
+            it sees them as they are.
         batch_size: slices a batch.
         blur: standard deviation, in pixels, of a Gaussian over each slice's map; 0 for none (the paper).
         intensity_power: the map is multiplied by the slice's intensity in [0, 1] to this power: the map knows where a
@@ -43,9 +47,9 @@ class SaliencyInferer(Inferer):
         amp: bf16 for the gate where the hardware has it.
 
     Call: `inputs` (B, 1, H, W, D) float32 in [-1, 1], MetaTensor or tensor, the `network`, and for `gate="tags"` the
-    tag volume `slice_labels` (B, 1, H', W', D). Returns a MetaTensor (B, 2, H, W, D) float32: the saliency (0 in slices
-    not processed) and the region that counts (1 in the eroded body of processed slices, else 0), apart, so that
-    bringing both back to the input's grid makes no rim. `facts` then holds, for each volume of the last call,
+    tag volume `slice_labels` (B, 1, H', W', D). Returns a MetaTensor (B, C + 1, H, W, D) float32: the saliency maps (0
+    in slices not processed) and last the region that counts (1 in the eroded body of processed slices, else 0), apart,
+    so that bringing them back to the input's grid makes no rim. `facts` then holds, for each volume of the last call,
     "seconds_per_slice" (the method's own time), "n_slices" (processed) and, where the classifier is the gate,
     "gate_probability" (its probability of y1 for each slice).
 
@@ -58,6 +62,8 @@ class SaliencyInferer(Inferer):
         method: Callable[[torch.Tensor, nn.Module, Sequence[int]], torch.Tensor],
         gate: str = "classifier",
         gate_threshold: float = 0.5,
+        gate_smoothing: float = 0.0,
+        gate_size: int | None = None,
         batch_size: int = 16,
         blur: float = 0.0,
         intensity_power: float = 0.0,
@@ -73,13 +79,14 @@ class SaliencyInferer(Inferer):
             raise ValueError(f"gate_threshold is a probability and must be in [0, 1]; got {gate_threshold}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1; got {batch_size}.")
-        weights = {"blur": blur, "intensity_power": intensity_power, "erosion": erosion, "smoothing": smoothing}
+        weights = {"gate_smoothing": gate_smoothing, "blur": blur, "intensity_power": intensity_power, "erosion": erosion, "smoothing": smoothing}
         for name, value in weights.items():
             if not value >= 0:
                 raise ValueError(f"{name} must be >= 0; got {value}.")
         if slice_axis not in (0, 1, 2):
             raise ValueError(f"slice_axis must be 0, 1 or 2; got {slice_axis}.")
         self.method, self.gate, self.gate_threshold = method, gate, gate_threshold
+        self.gate_smoothing, self.gate_size = gate_smoothing, gate_size
         self.batch_size, self.blur, self.intensity_power = batch_size, blur, intensity_power
         self.erosion, self.smoothing = erosion, smoothing
         self.slice_axis, self.amp = slice_axis, amp
@@ -103,7 +110,7 @@ class SaliencyInferer(Inferer):
         score = self._gate(slices, network, tags)
         chosen = (score > (self.gate_threshold if self.gate == "classifier" else 0)) & body.flatten(1).any(dim=1)
         indices = chosen.nonzero().flatten().tolist()
-        saliency = torch.zeros(slices.shape, device=volume.device)
+        saliency = slices.new_zeros(slices.shape)
         seconds = []
         batches = range(0, len(indices), self.batch_size)
         for first in tqdm(batches, desc="slices", unit="batch", leave=False, disable=idist.get_rank() > 0):
@@ -112,6 +119,8 @@ class SaliencyInferer(Inferer):
             start = _clock(volume.device)
             a = self.method(x_0, network, batch)
             seconds += [(_clock(volume.device) - start) / len(batch)] * len(batch)
+            if first == 0:
+                saliency = slices.new_zeros(len(slices), *a.shape[1:])
             saliency[batch] = self._weigh(a, x_0)
         saliency = smooth_along(saliency, chosen, self.smoothing)
         region = (body & chosen[:, None, None])[:, None].to(saliency)
@@ -122,9 +131,9 @@ class SaliencyInferer(Inferer):
         return torch.cat([saliency, region], dim=1).movedim(0, 1 + self.slice_axis), facts
 
     def _weigh(self, a: torch.Tensor, x_0: torch.Tensor) -> torch.Tensor:
-        """The maps `a` (B, 1, H, W), blurred and multiplied by the intensities of `x_0` (B, 1, H, W) in [-1, 1]."""
+        """The maps `a` (B, C, H, W), blurred and multiplied by the intensities of `x_0` (B, 1, H, W) in [-1, 1]."""
         if self.blur:
-            a = GaussianFilter(2, self.blur).to(a.device)(a)
+            a = GaussianFilter(2, self.blur).to(a.device)(a)  # each channel by itself
         return a * ((x_0 + 1) / 2).clamp(min=0) ** self.intensity_power
 
     def _gate(self, slices: torch.Tensor, network: nn.Module, tags: torch.Tensor | None) -> torch.Tensor:
@@ -138,10 +147,15 @@ class SaliencyInferer(Inferer):
                 )
             tags = tags.as_tensor() if isinstance(tags, MetaTensor) else tags
             return slice_tags(tags.movedim(1 + self.slice_axis, -1)).float().cpu()
+        if self.gate_size not in (None, slices.shape[-1]):
+            size = (self.gate_size, self.gate_size)
+            slices = nn.functional.interpolate(slices, size, mode="bilinear", antialias=True)
         with torch.no_grad(), autocast(slices.device, self.amp):
             batches = slices.split(4 * self.batch_size)
             logits = [network.classify(b.contiguous(), b.new_zeros(len(b), dtype=torch.long)) for b in batches]
-        return torch.cat(logits).float().softmax(dim=1)[:, 1].cpu()
+        logit = torch.cat(logits).float().diff(dim=1).cpu()[..., None, None]  # of p(y1), (D, 1, 1, 1)
+        everywhere = torch.ones(len(logit), dtype=torch.bool)
+        return smooth_along(logit, everywhere, self.gate_smoothing).sigmoid().flatten()
 
 
 def _clock(device: torch.device) -> float:
@@ -152,7 +166,7 @@ def _clock(device: torch.device) -> float:
 
 
 def smooth_along(saliency: torch.Tensor, chosen: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian smoothing of `saliency` (D, 1, H, W) over its processed slices, `chosen` (D,) bool, sigma in slices.
+    """Gaussian smoothing of `saliency` (D, C, H, W) over its processed slices, `chosen` (D,) bool, sigma in slices.
 
     Normalised by the weight of the processed slices, so that a neighbour that was not looked at does not count as 0.
     """

@@ -1,8 +1,9 @@
-"""Networks: a class-conditional denoiser, a classifier of noised slices, and one module that holds both.
+"""Networks: a class-conditional denoiser, a classifier of noised slices, a segmenter, and one module that holds them.
 
 The method needs the noise prediction f(x_t, t, y) for an integer condition y and for a mixture of conditions
 (tau y1 + (1 - tau) y0 in Algorithm 1 of Hu et al., MICCAI 2023, arXiv 2306.03878), and the gradient of log p(y | x_t)
-of a classifier that has seen noised images. Everything here is built on MONAI's `DiffusionModelUNet` and its blocks.
+of a classifier that has seen noised images. Everything here is built on MONAI's `DiffusionModelUNet` and its blocks,
+and on its `BasicUNet` for the segmenter, which learns from the maps (distill.py) and then needs no diffusion.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets import BasicUNet, DiffusionModelUNet
 from monai.networks.nets.diffusion_model_unet import get_down_block, get_mid_block, get_timestep_embedding
 from torch import nn
 
@@ -149,22 +150,57 @@ class NoisyImageClassifier(nn.Module):
         return self.head(self.features(x, timesteps).mean(dim=(2, 3)))
 
 
+class Segmenter(nn.Module):
+    """MONAI's U-Net on patches of p x p pixels (space to depth): p times the resolution for the same time and memory.
+
+    Args:
+        patch_size: p.
+        features: widths of `BasicUNet`.
+        norm_num_groups: of its group normalisation.
+
+    Forward: slices `x` (B, 1, H, W) float in [-1, 1]; returns logits of the target (B, 1, H, W). H and W must be
+    divisible by 16 p.
+    """
+
+    def __init__(self, patch_size: int, features: Sequence[int], norm_num_groups: int = 8) -> None:
+        super().__init__()
+        norm = ("group", {"num_groups": norm_num_groups})
+        self.unet = BasicUNet(2, patch_size**2, patch_size**2, features, norm=norm)
+        self.patch_size, self.size_divisor = patch_size, 16 * patch_size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if any(size % self.size_divisor for size in x.shape[2:]):
+            raise ValueError(
+                f"segmenter_size must be divisible by {self.size_divisor} for this segmenter; got a slice of "
+                f"{tuple(x.shape[2:])}."
+            )
+        return nn.functional.pixel_shuffle(self.unet(nn.functional.pixel_unshuffle(x, self.patch_size)), self.patch_size)
+
+
 class WeakDiffusionNetwork(nn.Module):
-    """Denoiser and classifier in one module: one training run, one checkpoint, one thing to load.
+    """Denoiser, classifier and segmenter in one module: one checkpoint, one thing to load.
+
+    The first two are trained together from slice tags, the segmenter afterwards from their maps (`run distill`). Until
+    then `distilled` is 0, and a checkpoint without any segmenter loads as well.
 
     Args:
         denoiser: f(x_t, t, y).
         classifier: p(y | x_t).
+        segmenter: the student of the maps; None: there is none.
 
     Forward (the denoiser): `x` (B, C, H, W), or a volume (B, C, H, W, D) whose depth is folded into the batch;
     `timesteps` (B,) int, default 0; `class_labels` (B,) int or (B, 2) float, default y1. Returns the predicted noise,
     same shape as `x`. Export and `verify_net_in_out` call it with the image alone.
     """
 
-    def __init__(self, denoiser: ConditionalUNet, classifier: NoisyImageClassifier) -> None:
+    def __init__(
+        self, denoiser: ConditionalUNet, classifier: NoisyImageClassifier, segmenter: Segmenter | None = None
+    ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.classifier = classifier
+        self.segmenter = segmenter
+        self.register_buffer("distilled", torch.zeros((), dtype=torch.long))  # 1: the segmenter has learned
         self.to(memory_format=torch.channels_last)
 
     def forward(
@@ -190,8 +226,11 @@ class WeakDiffusionNetwork(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
         # Hosts load non-strictly (MONAI Label does); a network with random weights must not pass as trained.
-        own = {prefix + name for name in self.state_dict()}
-        if absent := own - state_dict.keys():
+        own = self.state_dict(prefix=prefix)
+        if not any(name.startswith(f"{prefix}segmenter.") for name in state_dict):  # not distilled yet, or of 0.3.0
+            state_dict |= {name: own[name] for name in own if name.startswith(f"{prefix}segmenter.")}
+            state_dict[f"{prefix}distilled"] = torch.zeros((), dtype=torch.long)
+        if absent := own.keys() - state_dict.keys():
             errors.append(
                 f"the checkpoint lacks {len(absent)} of the network's {len(own)} tensors, such as {sorted(absent)[0]}: "
                 "was it trained with another network_def?"

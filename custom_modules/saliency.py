@@ -74,6 +74,8 @@ class DiffusionSaliency:
         amp: bf16 where the hardware has it and the map keeps its digits: a finite difference divides the rounding error
             by 1 - tau, so above `MAX_TAU_BF16` it stays in float32 (on a GPU with torch's setting of TF32). The exact
             derivative does not cancel digits.
+        keep_draws: the maps of the pairs of draws (a last one alone counts as one) are not averaged: their spread tells
+            how much of a map the noise makes.
 
     Raises:
         ValueError: if a setting is out of its range.
@@ -90,6 +92,7 @@ class DiffusionSaliency:
         derivative: str = "finite_difference",
         seed: int = 0,
         amp: bool = True,
+        keep_draws: bool = False,
     ) -> None:
         levels = list(noise_level) if isinstance(noise_level, Sequence) else [noise_level]
         last = diffusion.num_train_timesteps - 1
@@ -110,10 +113,12 @@ class DiffusionSaliency:
         self.diffusion, self.levels, self.num_steps, self.num_draws = diffusion, levels, num_steps, num_draws
         self.tau, self.guidance_scale, self.seed = tau, guidance_scale, seed
         self.exact = derivative == "exact"
+        self.keep_draws = keep_draws
         self.bf16 = amp and (self.exact or tau <= MAX_TAU_BF16)
 
     def __call__(self, x_0: torch.Tensor, network: nn.Module, slices: Sequence[int]) -> torch.Tensor:
-        """Saliency (B, 1, H, W) float32, signed, of `x_0` (B, 1, H, W) in [-1, 1]; `slices` seed the noise."""
+        """Saliency (B, 1, H, W) float32, signed, of `x_0` (B, 1, H, W) in [-1, 1]; `slices` seed the noise. With
+        `keep_draws` (B, pairs, H, W)."""
         x_0 = x_0.float()
         one_map = self._exact if self.exact else self._finite_difference
         maps = []
@@ -123,7 +128,9 @@ class DiffusionSaliency:
                 for noise_level in self.levels:
                     t = torch.full((len(x_0),), noise_level, device=x_0.device)
                     maps.append(one_map(self.diffusion.add_noise(x_0, eps, t), t, network))  # Eq. (2), t = Q
-        return torch.stack(maps).mean(dim=0)
+        maps = torch.cat(maps, dim=1)
+        parts = maps.split(2 * len(self.levels) if self.keep_draws else maps.shape[1], dim=1)
+        return torch.cat([part.mean(dim=1, keepdim=True) for part in parts], dim=1)
 
     def _finite_difference(self, x_t: torch.Tensor, t: torch.Tensor, network: nn.Module) -> torch.Tensor:
         batch, a = len(x_t), torch.zeros_like(x_t)

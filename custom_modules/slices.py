@@ -21,6 +21,8 @@ from tqdm import tqdm
 from custom_modules.annotation import tagged_cases
 from custom_modules.transforms import slice_tags
 
+MAX_RATIO = 8.0  # no few slices shall make up a loss
+
 
 def share(items: Sequence) -> Sequence:
     """What this process takes of `items`, also of a tensor's rows: every N-th of N processes.
@@ -54,8 +56,8 @@ class SliceDataset(Dataset):
         cache_dir: folder of the prepared volumes; None to prepare them anew each run.
         num_workers: processes that prepare volumes.
 
-    Items: {"image": (1, H, W) float32 in [-1, 1], "tag": int64, "label"?: (1, H, W) float32, 0 or 1}, by the number of
-    the slice or, as `BalancedSampler` gives it, by (number, seed): then the augmentation depends on the seed alone.
+    Items: {"image": (1, H, W) float32 in [-1, 1], "tag": int64, "weight": float32, see `position_weights`, "label"?:
+    (1, H, W) float32}, by the number of the slice or, as `BalancedSampler` gives it, by (number, seed): then the augmentation depends on the seed alone.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class SliceDataset(Dataset):
 
         self.images, self.tags = join("image"), join("tag").long()  # (N, 1, H, W) uint8, (N,) int64
         self.labels = join("label") if packed and "label" in packed[0] else None  # (N, 1, H, W) uint8
+        self.weights = position_weights(self.tags, [len(slices["tag"]) for slices in packed])  # (N,) float32
         self.augmentation, self.random = augmentation, np.random.RandomState()
         _draw_from(augmentation, self.random)
 
@@ -121,7 +124,7 @@ class SliceDataset(Dataset):
         if isinstance(index, tuple):
             index, seed = index
             self.set_random_state(seed)
-        item = {"image": self.images[index].float() / 127.5 - 1, "tag": self.tags[index]}
+        item = {"image": self.images[index].float() / 127.5 - 1, "tag": self.tags[index], "weight": self.weights[index]}
         if self.labels is not None:
             item["label"] = self.labels[index].float()
         if self.augmentation is None:
@@ -135,6 +138,28 @@ class SliceDataset(Dataset):
 
     def set_random_state(self, seed: int) -> None:
         self.random.seed(seed)
+
+
+def position_weights(tags: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """Weights (N,) float32 under which negative slices lie where positive ones do, along the volume.
+
+    Tumours are rare at the top and the bottom of a head, so a tag says where a slice lies, and a denoiser learns to draw
+    that anatomy; weighted, what is left to tell the tags apart is the target. Negative slices get the ratio of the two
+    shares in their tenth of the volume, at most `MAX_RATIO`, scaled to mean 1, and positive ones 1.
+
+    Args:
+        tags: (N,) int64 of all slices, volume after volume.
+        lengths: slices of each volume.
+    """
+    negative = tags == 0
+    if negative.all() or not negative.any():
+        return torch.ones(len(tags))
+    position = torch.cat([torch.arange(n) / n for n in lengths])  # 0 at one end of the volume, 1 at the other
+    tenth = (10 * position).long()
+    shares = [torch.bincount(tenth[mask], minlength=10) / mask.sum() for mask in (negative, ~negative)]
+    ratio = (shares[1] / shares[0]).nan_to_num(nan=0.0).clamp(max=MAX_RATIO)[tenth]  # nan: no slice at all
+    scaled = ratio / ratio[negative].mean().clamp(min=1e-6)
+    return torch.where(negative, scaled, 1.0)
 
 
 def _draw_from(transform: Transform | None, random: np.random.RandomState) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.engines.utils import PrepareBatch
 from monai.transforms import MapTransform, ResampleToMatch
 from torch import nn
 
 from custom_modules.layouts import load_label, read_geometry
-from custom_modules.networks import autocast, load_weights
+from custom_modules.networks import load_weights
+from custom_modules.segmentation import SegmentationStep
 
 
 class LoadMaskd(MapTransform):
@@ -54,32 +54,6 @@ class LoadMaskd(MapTransform):
             mask = MetaTensor(torch.as_tensor(target[None], dtype=torch.float32), affine=torch.as_tensor(affine))
             out[key] = self.onto_image(mask, out[self.image_key])
         return out
-
-
-class MaskBatch(PrepareBatch):
-    """Batch of `SliceDataset` with masks -> x_0 and mask, each (B, 1, H, W) float32, on the engine's device."""
-
-    def __call__(self, batchdata: Mapping, device=None, non_blocking: bool = False, **kwargs):
-        return tuple(
-            batchdata[key].to(device=device, non_blocking=non_blocking, dtype=torch.float32)
-            for key in ("image", "label")
-        )
-
-
-class SegmentationStep(nn.Module):
-    """`network` under mixed precision: MONAI's engines open it on CUDA only.
-
-    Forward: `x_0` (B, 1, H, W) float32 in [-1, 1]; returns logits of the target (B, 1, H, W) float32.
-    """
-
-    def __init__(self, network: nn.Module, amp: bool = True) -> None:
-        super().__init__()
-        self.network, self.amp = network.to(memory_format=torch.channels_last), amp
-
-    def forward(self, x_0: torch.Tensor) -> torch.Tensor:
-        with autocast(x_0.device, self.amp):
-            logits = self.network(x_0)
-        return logits.float()
 
 
 class SupervisedSegmentation:

@@ -29,13 +29,14 @@ from custom_modules.writers import whole
 
 
 class TagBatch(PrepareBatch):
-    """Batch of `SliceDataset` -> x_0 (B, 1, H, W) float32 and tags (B,) int64 on the engine's device; the tags are
-    target and argument of the network at once."""
+    """Batch of `SliceDataset` -> x_0 (B, 1, H, W) float32, tags (B,) int64, which are target and argument of the network
+    at once, and as another argument the weights (B,) float32, on the engine's device."""
 
     def __call__(self, batchdata: Mapping, device=None, non_blocking: bool = False, **kwargs):
         x_0 = batchdata["image"].to(device=device, non_blocking=non_blocking, dtype=torch.float32)
         tags = batchdata["tag"].to(device=device, non_blocking=non_blocking, dtype=torch.long)
-        return x_0, tags, (tags,), {}
+        weights = batchdata["weight"].to(device=device, non_blocking=non_blocking)
+        return x_0, tags, (tags, weights), {}
 
 
 class TrainingStep(nn.Module):
@@ -49,8 +50,9 @@ class TrainingStep(nn.Module):
         clean_fraction: share of the classifier's samples at t = 0, where it gates slices and where CAMs read it.
         amp: bf16 mixed precision where the hardware has it.
 
-    Forward: `x_0` (B, 1, H, W) in [-1, 1] and `tags` (B,) in {0, 1}; returns, a value a sample, "denoising" (mean
-    squared error of the noise), "classification" (cross entropy), and "probability" (p(y1 | x_t), for the AUC).
+    Forward: `x_0` (B, 1, H, W) in [-1, 1], `tags` (B,) in {0, 1} and `weights` (B,) of the denoiser's loss (the classifier
+    may read the tag off the position, f must not); returns, a value a sample, "denoising" (mean squared error of the
+    noise), "weight", "classification" (cross entropy), and "probability" (p(y1 | x_t), for the AUC).
     Noise and t come from torch's global generator, which `EpochSeed` sets; every process draws them for the batches of
     all processes and takes its share, as `BalancedSampler` deals out the slices.
 
@@ -68,6 +70,8 @@ class TrainingStep(nn.Module):
         amp: bool = True,
     ) -> None:
         super().__init__()
+        if network.segmenter is not None:
+            network.segmenter.requires_grad_(False)  # it learns later, by distillation
         low, high = timestep_range
         if not 0 <= low <= high < diffusion.num_train_timesteps:
             raise ValueError(
@@ -87,7 +91,7 @@ class TrainingStep(nn.Module):
         anywhere = torch.randint(0, self.diffusion.num_train_timesteps, (batch_size,), device=device)
         return torch.where(torch.rand(batch_size, device=device) < self.timestep_focus, focus, anywhere)
 
-    def forward(self, x_0: torch.Tensor, tags: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, x_0: torch.Tensor, tags: torch.Tensor, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         total = len(x_0) * idist.get_world_size()
         eps = share(torch.randn(total, *x_0.shape[1:], device=x_0.device))
         t = share(self.sample_timesteps(total, x_0.device))
@@ -98,6 +102,7 @@ class TrainingStep(nn.Module):
             logits = self.network.classify(torch.where(clean[:, None, None, None], x_0, x_t), t.masked_fill(clean, 0))
         return {
             "denoising": (eps_hat.float() - eps).square().mean(dim=(1, 2, 3)),
+            "weight": weights,
             "classification": nn.functional.cross_entropy(logits.float(), tags, reduction="none"),
             "probability": logits.float().softmax(dim=1)[:, 1],
         }
@@ -107,7 +112,7 @@ class JointLoss(nn.Module):
     """Sum of the two mean losses that `TrainingStep` returns; the tags are already inside."""
 
     def forward(self, pred: Mapping[str, torch.Tensor], tags: torch.Tensor) -> torch.Tensor:
-        return pred["denoising"].mean() + pred["classification"].mean()
+        return (pred["weight"] * pred["denoising"]).mean() + pred["classification"].mean()
 
 
 def parameter_groups(network: WeakDiffusionNetwork, lr_denoiser: float, lr_classifier: float) -> list[dict]:
@@ -175,6 +180,8 @@ class AveragedWeights:
         start: weights that the run starts from, whose training cases count as well; None: from scratch.
     """
 
+    WRITTEN = Events.EPOCH_COMPLETED
+
     def __init__(self, ema: EMAHandler, path: str, cases: Sequence[str], start: str | None = None) -> None:
         earlier = (training_cases(start) if start else None) or []
         self.ema, self.path, self.cases = ema, Path(path), list(dict.fromkeys([*earlier, *cases]))
@@ -183,7 +190,7 @@ class AveragedWeights:
         self.ema.attach(engine)
         engine.add_event_handler(Events.STARTED, self._begin_at_the_network)
         engine.add_event_handler(Events.EPOCH_STARTED, self._continue_warmup)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        engine.add_event_handler(self.WRITTEN, self)
 
     def _begin_at_the_network(self, engine: Engine) -> None:
         self.ema.ema_model.load_state_dict(self.ema.model.state_dict())  # a host may have loaded weights by a handler

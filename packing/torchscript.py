@@ -19,8 +19,8 @@ from packing.regions import bounds, erode, fill_holes, largest, otsu, tissue
 
 DOES = {"method": "cdm", "derivative": "finite_difference", "gate": "classifier", "threshold": "otsu"}
 SETTINGS = (  # the knobs of inference.yaml that the program reads
-    *(*DOES, "noise_level", "num_steps", "num_draws", "tau", "gate_threshold", "blur", "intensity_power"),
-    *("erosion", "smoothing", "num_components", "image_size"),
+    *(*DOES, "noise_level", "num_steps", "num_draws", "tau", "gate_threshold", "gate_smoothing", "blur"),
+    *("intensity_power", "erosion", "smoothing", "num_components", "image_size"),
 )
 
 
@@ -136,6 +136,7 @@ class Segmenter(nn.Module):
         self.levels = [int(level) for level in q] if isinstance(q, Sequence) else [int(q)]
         self.num_steps, self.num_draws = int(settings["num_steps"]), int(settings["num_draws"])
         self.tau, self.gate_threshold = float(settings["tau"]), float(settings["gate_threshold"])
+        self.gate_smoothing = float(settings["gate_smoothing"])
         self.blur, self.intensity_power = float(settings["blur"]), float(settings["intensity_power"])
         self.erosion, self.smoothing = int(settings["erosion"]), float(settings["smoothing"])
         self.num_components, self.image_size = int(settings["num_components"]), int(settings["image_size"])
@@ -173,7 +174,10 @@ class Segmenter(nn.Module):
         """Saliency and the region that counts, (D, 2, H, W), of `slices` (D, 1, H, W) in [-1, 1]: `SaliencyInferer`."""
         body = erode(fill_holes(tissue(slices[:, 0])), self.erosion)
         score = torch.cat([self.network.classify(b, self.at(0, b)) for b in slices.split(4 * self.batch_size)])
-        chosen = (score.softmax(dim=1)[:, 1] > self.gate_threshold) & body.flatten(1).any(dim=1)
+        logit = (score[:, 1] - score[:, 0])[:, None, None, None]
+        if self.gate_smoothing > 0:
+            logit = smooth_along(logit, torch.ones_like(body[:, 0, 0]), self.gate_smoothing)
+        chosen = (logit.sigmoid().flatten() > self.gate_threshold) & body.flatten(1).any(dim=1)
         maps = torch.zeros_like(slices)
         for batch in chosen.nonzero().flatten().split(self.batch_size):
             x_0 = slices[batch]

@@ -1,0 +1,88 @@
+"""Slices to masks in one forward pass: what the student of the maps and the upper bound have in common.
+
+Both are the same U-Net (`networks.Segmenter`), trained by the same loss on the same slices; only the labels differ. The
+student's are made from maps and tags (distill.py), those of the upper bound are masks (supervised.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from monai.engines.utils import PrepareBatch
+from monai.losses import DiceCELoss
+from torch import nn
+
+from custom_modules.networks import WeakDiffusionNetwork, autocast
+
+UNKNOWN = 2  # in labels: 0 is background, 1 the target, and of these pixels nobody knows
+
+
+class LabelBatch(PrepareBatch):
+    """Batch of `SliceDataset` with labels -> x_0 and label, each (B, 1, H, W) float32, on the engine's device."""
+
+    def __call__(self, batchdata: Mapping, device=None, non_blocking: bool = False, **kwargs):
+        return tuple(
+            batchdata[key].to(device=device, non_blocking=non_blocking, dtype=torch.float32)
+            for key in ("image", "label")
+        )
+
+
+class SegmentationStep(nn.Module):
+    """`network` under mixed precision: MONAI's engines open it on CUDA only.
+
+    Forward: `x_0` (B, 1, H, W) float32 in [-1, 1]; returns logits of the target (B, 1, H, W) float32.
+    """
+
+    def __init__(self, network: nn.Module, amp: bool = True) -> None:
+        super().__init__()
+        self.network, self.amp = network.to(memory_format=torch.channels_last), amp
+
+    def forward(self, x_0: torch.Tensor) -> torch.Tensor:
+        with autocast(x_0.device, self.amp):
+            logits = self.network(x_0)
+        return logits.float()
+
+
+class SegmentationLoss(DiceCELoss):
+    """Dice, over the batch since a slice without target has none, and cross entropy; `UNKNOWN` pixels count as right."""
+
+    def __init__(self) -> None:
+        super().__init__(sigmoid=True, batch=True)
+
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """The loss, a scalar, of `logits` and `label` (B, 1, H, W), whose values are 0, 1 and `UNKNOWN`."""
+        unknown = label == UNKNOWN
+        return super().forward(logits.masked_fill(unknown, -30.0), label.masked_fill(unknown, 0))
+
+
+class Segmentation:
+    """The student as a saliency method: the probability that the network's `segmenter` gives.
+
+    Args:
+        amp: bf16 where the hardware has it.
+    """
+
+    def __init__(self, amp: bool = True) -> None:
+        self.amp = amp
+
+    @torch.no_grad()
+    def __call__(self, x_0: torch.Tensor, network: WeakDiffusionNetwork, slices: Sequence[int]) -> torch.Tensor:
+        """Probability of the target, (B, 1, H, W) float32 in [0, 1], for `x_0` (B, 1, H, W) float32 in [-1, 1]; the
+        slices' numbers play no part."""
+        check_distilled(network)
+        with autocast(x_0.device, self.amp):
+            return network.segmenter(x_0).float().sigmoid()
+
+
+def check_distilled(network: WeakDiffusionNetwork) -> None:
+    """Stops where the segmenter of `network` has only its random start.
+
+    Raises:
+        ValueError: if so.
+    """
+    if network.segmenter is None or not network.distilled:
+        raise ValueError(
+            "these weights (ckpt_path) have no trained segmenter: run distill (configs/distill.yaml over train.yaml), or "
+            "choose another --method, such as cdm."
+        )
