@@ -43,7 +43,8 @@ from custom_modules.report import write_report
 from custom_modules.tables import write_tables
 from custom_modules.writers import write_json
 
-SHARED = ("dataset_dir", "datalist", "section", "image_size", "slice_axis", "orientation", "target_labels")
+SHARED = ("dataset_dir", "datalist", "section", "image_size", "segmenter_size", "slice_axis", "orientation")
+SHARED += ("target_labels",)
 logger = logging.getLogger(__name__)
 
 
@@ -68,7 +69,8 @@ def read_study(path: str | Path) -> dict:
     Returns:
         {"config_file": [...], "base": {knob: value} of all runs, "runs": {name: {knob: value}}, "sweeps": {knob:
         [values]}, "seeds": [...], "min_areas": [...], "keep": number of cases whose volumes are kept (None: all),
-        "training": {knob: {"config_file": [...], "weights": file name, "runs": that need it (absent: all)}}}.
+        "training": {knob that takes the weights: {"config_file": [...], "weights": file name, "runs": that need it
+        (absent: all), "run": id to run (absent: training), "knobs": {knob: value}, "after": such a stage, done next}}}.
 
     Raises:
         ValueError: if it holds no run, or a run sets what all runs share.
@@ -77,7 +79,7 @@ def read_study(path: str | Path) -> dict:
     study = {"runs": {}, "sweeps": {}, "seeds": [0], "min_areas": [0], "training": {}, "base": {}, "keep": None}
     study |= yaml.safe_load(path.read_text(encoding="utf-8"))
     folder = path.resolve().parent
-    for holder in (study, *study["training"].values()):
+    for holder in (study, *stages(study)):
         holder["config_file"] = [str(folder / name) for name in holder["config_file"]]
     for knob, values in study["sweeps"].items():
         study["runs"] |= {f"{knob}={value}": {knob: value} for value in values}
@@ -87,6 +89,11 @@ def read_study(path: str | Path) -> dict:
         if clash := sorted(set(knobs) & set(SHARED)):
             raise ValueError(f"run {name!r} of {path} sets {clash}, which all runs of a study share.")
     return study
+
+
+def stages(study: Mapping) -> list[dict]:
+    """All stages of a study's trainings, in order."""
+    return [stage for first in study["training"].values() for stage in (first, first.get("after")) if stage]
 
 
 class Study:
@@ -127,7 +134,7 @@ class Study:
             raise ValueError(f"several datalists are folds, and each trains its own weights; leave out {clash}.")
         self.models_dir = self.output_dir / "models" if models_dir is None else Path(models_dir)
         self._claim()
-        self.shared: dict[str, dict[str, Any]] = {}
+        self.shared: dict[tuple[str, int], dict[str, Any]] = {}
         self.weights: dict[tuple[str, str], str] = {}
         self.failures: dict[str, str] = {}
 
@@ -174,17 +181,20 @@ class Study:
     def _train(self, repeat: str) -> None:
         """Trains the fold's weights, or finishes their training, in a process each, and points the knobs to them."""
         for knob, training in self.study["training"].items() if self.folded else ():
-            if not set(training.get("runs", self.runs)) & set(self.runs):
-                continue
             folder = self.models_dir / repeat / knob
-            config = ConfigParser.load_config_files(training["config_file"])
-            given = {"dataset_dir": self.dataset_dir, "datalist": self.repeats[repeat]["datalist"]}
-            given |= {"output_dir": str(folder), "ckpt_dir": str(folder)}
-            given |= {name: value for name, value in self.knobs.items() if find_knob(name, config) is None}
-            print(f"\n==== {repeat}: training for {knob} in {folder}", flush=True)
-            words = bundle_command("training", training["config_file"], given)
-            subprocess.run([sys.executable, *words[1:]], check=True)
-            self.weights[repeat, knob] = str(folder / training["weights"])
+            for stage in (training, training.get("after", {"runs": []})):
+                if set(stage.get("runs", self.runs)) & set(self.runs):
+                    self._stage(stage, folder, repeat)
+                    self.weights[repeat, knob] = str(folder / training["weights"])
+
+    def _stage(self, stage: Mapping, folder: Path, repeat: str) -> None:
+        run, config = stage.get("run", "training"), ConfigParser.load_config_files(stage["config_file"])
+        given = {"dataset_dir": self.dataset_dir, "datalist": self.repeats[repeat]["datalist"]}
+        given |= {"output_dir": str(folder), "ckpt_dir": str(folder), **stage.get("knobs", {})}
+        given |= {name: value for name, value in self.knobs.items() if find_knob(name, config) is None}
+        print(f"\n==== {repeat}: {run} in {folder}", flush=True)
+        words = bundle_command(run, stage["config_file"], given)
+        subprocess.run([sys.executable, *words[1:]], check=True)
 
     def _cell(self, name: str, repeat: str, knobs: Mapping[str, Any]) -> None:
         """Evaluates one run in one repeat, unless it stands there already."""
@@ -223,13 +233,14 @@ class Study:
         write_json(record, cell | facts)
 
     def _parser(self, given: Mapping[str, Any]) -> ConfigParser:
-        """The configs with what is given, their prepared volumes shared with every run on the same datalist."""
+        """The configs with what is given, their prepared volumes shared with every run on the same datalist at the same
+        size of slices."""
         parser = ConfigParser()
         parser.read_config(self.study["config_file"])
         bundle_root = str(Path(self.study["config_file"][0]).parent.parent)
         parser.update({"bundle_root": bundle_root, **given})
         parser.update({"num_workers": 0, "overwrite": True})  # a worker's cache would end with it; a cell is done whole
-        key = given["datalist"]
+        key = given["datalist"], parser.get_parsed_content("slice_size")
         if key not in self.shared:
             dataset = PreparedCases(parser.get_parsed_content("dataset"))
             self.shared = {key: {"dataset": dataset, "preprocessing": parser.get_parsed_content("preprocessing")}}
@@ -292,7 +303,7 @@ def read_knobs(words: Sequence[str], study: Mapping) -> dict[str, Any]:
     Raises:
         SystemExit: if a word is not a pair's, or no config has the knob.
     """
-    configs = [ConfigParser.load_config_files(c["config_file"]) for c in (study, *study["training"].values())]
+    configs = [ConfigParser.load_config_files(c["config_file"]) for c in (study, *stages(study))]
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     knobs = {}
     if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):

@@ -69,9 +69,9 @@ class LoadMapd(MapTransform):
 
         label = map * intensity^p > scale * (Otsu's threshold of that inside the region),
 
-    of which the largest components are kept, closed and filled (a cavity belongs to its tumour). `UNKNOWN` are, in these
-    slices, the body's rim, where the map does not count, but for what the label fills, and the whole body where nothing
-    is left of the target, since the tag says that it is there. Slices tagged y0 are 0.
+    of which the largest components are kept, closed and filled (a cavity belongs to its tumour). `UNKNOWN` in these
+    slices are the body's rim, where the map does not count, and the whole body where nothing is left of the target,
+    since the tag says that it is there. Slices tagged y0 are 0.
 
     Expects `image` (1, H, W, D) MetaTensor in [-1, 1], the tag volume `slice_labels` and `map_file`; adds `label`, the
     same shape, uint8: 0, 1 or `UNKNOWN`.

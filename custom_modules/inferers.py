@@ -1,8 +1,9 @@
 """From a volume to slices, through any saliency method, and back to a volume.
 
 The inferer knows no method: a method is a callable `(x_0 (B, 1, H, W), network, slices) -> (B, C, H, W)`, put in by the
-config; C is 1, or the number of maps whose spread tells how sure the method is. It decides which slices are worth the work (the gate), batches them, and returns a volume with the input's meta
-data, so that MONAI's `Invertd` can bring it back to the input's grid.
+config; C is 1, or the number of maps whose spread tells how sure the method is. The inferer decides which slices are
+worth the work (the gate), batches them, and returns a volume with the input's meta data, so that MONAI's `Invertd` can
+bring it back to the input's grid.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class SaliencyInferer(Inferer):
             raise ValueError(f"gate_threshold is a probability and must be in [0, 1]; got {gate_threshold}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1; got {batch_size}.")
-        weights = {"gate_smoothing": gate_smoothing, "blur": blur, "intensity_power": intensity_power, "erosion": erosion, "smoothing": smoothing}
+        weights = {"gate_smoothing": gate_smoothing, "blur": blur, "intensity_power": intensity_power}
+        weights |= {"erosion": erosion, "smoothing": smoothing}
         for name, value in weights.items():
             if not value >= 0:
                 raise ValueError(f"{name} must be >= 0; got {value}.")

@@ -174,7 +174,8 @@ class Segmenter(nn.Module):
                 f"segmenter_size must be divisible by {self.size_divisor} for this segmenter; got a slice of "
                 f"{tuple(x.shape[2:])}."
             )
-        return nn.functional.pixel_shuffle(self.unet(nn.functional.pixel_unshuffle(x, self.patch_size)), self.patch_size)
+        patches = nn.functional.pixel_unshuffle(x, self.patch_size)
+        return nn.functional.pixel_shuffle(self.unet(patches), self.patch_size)
 
 
 class WeakDiffusionNetwork(nn.Module):

@@ -45,7 +45,7 @@ class SegmentationStep(nn.Module):
 
 
 class SegmentationLoss(DiceCELoss):
-    """Dice, over the batch since a slice without target has none, and cross entropy; `UNKNOWN` pixels count as right."""
+    """Dice, over the batch since a slice without target has none, and cross entropy; `UNKNOWN` pixels are right."""
 
     def __init__(self) -> None:
         super().__init__(sigmoid=True, batch=True)
@@ -83,6 +83,6 @@ def check_distilled(network: WeakDiffusionNetwork) -> None:
     """
     if network.segmenter is None or not network.distilled:
         raise ValueError(
-            "these weights (ckpt_path) have no trained segmenter: run distill (configs/distill.yaml over train.yaml), or "
-            "choose another --method, such as cdm."
+            "these weights (ckpt_path) have no trained segmenter: run distill (configs/distill.yaml over train.yaml), "
+            "or choose another --method, such as cdm."
         )

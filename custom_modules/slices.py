@@ -21,7 +21,7 @@ from tqdm import tqdm
 from custom_modules.annotation import tagged_cases
 from custom_modules.transforms import slice_tags
 
-MAX_RATIO = 8.0  # no few slices shall make up a loss
+MAX_RATIO = 8.0  # so that a few slices do not make up the loss
 
 
 def share(items: Sequence) -> Sequence:
@@ -46,8 +46,8 @@ class SliceDataset(Dataset):
     setting of `preprocessing`; a file that changes under the same name is not noticed. Slices without any tissue are
     left out.
 
-    A mask is never read here: items have a `label` only where `preprocessing` adds one, as that of
-    `train_supervised.yaml` alone does.
+    A mask is never read here: items have a `label` only where `preprocessing` adds one, as that of `distill.yaml` does
+    from maps, and that of `train_supervised.yaml` alone from masks.
 
     Args:
         data: cases with `image` and `slice_labels`, or as an annotation server gives them (`tagged_cases`).
@@ -55,9 +55,11 @@ class SliceDataset(Dataset):
         augmentation: random MONAI transforms of one item, keys `image` and `label`.
         cache_dir: folder of the prepared volumes; None to prepare them anew each run.
         num_workers: processes that prepare volumes.
+        match_positions: the items' weights are `position_weights`; without it they are 1.
 
-    Items: {"image": (1, H, W) float32 in [-1, 1], "tag": int64, "weight": float32, see `position_weights`, "label"?:
-    (1, H, W) float32}, by the number of the slice or, as `BalancedSampler` gives it, by (number, seed): then the augmentation depends on the seed alone.
+    Items: {"image": (1, H, W) float32 in [-1, 1], "tag": int64, "weight": float32, "label"?: (1, H, W) float32}, by the
+    number of the slice or, as `BalancedSampler` gives it, by (number, seed): then the augmentation depends on the seed
+    alone.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class SliceDataset(Dataset):
         augmentation: Compose | None = None,
         cache_dir: str | None = None,
         num_workers: int = 0,
+        match_positions: bool = False,
     ) -> None:
         # Flat, because PersistentDataset takes a nested Compose for random and would cache nothing; a copy, because a
         # reader remembers the file it read last, which would enter the key of the next data set.
@@ -99,7 +102,8 @@ class SliceDataset(Dataset):
 
         self.images, self.tags = join("image"), join("tag").long()  # (N, 1, H, W) uint8, (N,) int64
         self.labels = join("label") if packed and "label" in packed[0] else None  # (N, 1, H, W) uint8
-        self.weights = position_weights(self.tags, [len(slices["tag"]) for slices in packed])  # (N,) float32
+        lengths = [len(slices["tag"]) for slices in packed]
+        self.weights = position_weights(self.tags, lengths) if match_positions else torch.ones(len(self.tags))
         self.augmentation, self.random = augmentation, np.random.RandomState()
         _draw_from(augmentation, self.random)
 
@@ -143,9 +147,9 @@ class SliceDataset(Dataset):
 def position_weights(tags: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
     """Weights (N,) float32 under which negative slices lie where positive ones do, along the volume.
 
-    Tumours are rare at the top and the bottom of a head, so a tag says where a slice lies, and a denoiser learns to draw
-    that anatomy; weighted, what is left to tell the tags apart is the target. Negative slices get the ratio of the two
-    shares in their tenth of the volume, at most `MAX_RATIO`, scaled to mean 1, and positive ones 1.
+    Tumours are rare at the top and the bottom of a head, so a tag says where a slice lies, and a denoiser learns to
+    draw that anatomy; weighted, what is left to tell the tags apart is the target. Negative slices get the ratio of the
+    two shares in their tenth of the volume, at most `MAX_RATIO`, scaled to mean 1, and positive ones 1.
 
     Args:
         tags: (N,) int64 of all slices, volume after volume.
@@ -199,7 +203,7 @@ class BalancedSampler(DistributedSampler):
 
 class PackSlices(Transform):
     """One prepared case -> its n slices with tissue: {"image": (n, 1, H, W) uint8, "tag": (n,) uint8}, and "label"
-    (n, 1, H, W) uint8, 0 or 1, where the case has one."""
+    (n, 1, H, W) uint8 where the case has one."""
 
     def __call__(self, data: Mapping) -> dict[str, torch.Tensor]:
         image, tags = data["image"].as_tensor(), slice_tags(data["slice_labels"].as_tensor())

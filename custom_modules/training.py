@@ -29,8 +29,8 @@ from custom_modules.writers import whole
 
 
 class TagBatch(PrepareBatch):
-    """Batch of `SliceDataset` -> x_0 (B, 1, H, W) float32, tags (B,) int64, which are target and argument of the network
-    at once, and as another argument the weights (B,) float32, on the engine's device."""
+    """Batch of `SliceDataset` -> x_0 (B, 1, H, W) float32, tags (B,) int64, target and argument of the network at once,
+    and as another argument the weights (B,) float32, on the engine's device."""
 
     def __call__(self, batchdata: Mapping, device=None, non_blocking: bool = False, **kwargs):
         x_0 = batchdata["image"].to(device=device, non_blocking=non_blocking, dtype=torch.float32)
@@ -50,9 +50,9 @@ class TrainingStep(nn.Module):
         clean_fraction: share of the classifier's samples at t = 0, where it gates slices and where CAMs read it.
         amp: bf16 mixed precision where the hardware has it.
 
-    Forward: `x_0` (B, 1, H, W) in [-1, 1], `tags` (B,) in {0, 1} and `weights` (B,) of the denoiser's loss (the classifier
-    may read the tag off the position, f must not); returns, a value a sample, "denoising" (mean squared error of the
-    noise), "weight", "classification" (cross entropy), and "probability" (p(y1 | x_t), for the AUC).
+    Forward: `x_0` (B, 1, H, W) in [-1, 1], `tags` (B,) in {0, 1} and `weights` (B,) of the denoiser's loss (the
+    classifier may read the tag off the position, f must not); returns, a value a sample, "denoising" (mean squared
+    error of the noise), "weight", "classification" (cross entropy), and "probability" (p(y1 | x_t), for the AUC).
     Noise and t come from torch's global generator, which `EpochSeed` sets; every process draws them for the batches of
     all processes and takes its share, as `BalancedSampler` deals out the slices.
 

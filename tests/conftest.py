@@ -32,6 +32,7 @@ TINY = (  # a network of a few thousand weights, on the CPU wherever the tests r
     "--network_def#denoiser#channels=[8,8,8] --network_def#denoiser#num_head_channels=8 "
     "--network_def#classifier#channels=[8,8,8] --network_def#classifier#num_head_channels=8 "
     "--network_def#denoiser#norm_num_groups=4 --network_def#classifier#norm_num_groups=4 "  # 8 would cancel the label
+    "--network_def#segmenter#features=[8,8,8,8,8,8] --network_def#segmenter#norm_num_groups=4 "
     "--image_size=32 --batch_size=4 --device=cpu --logging_file=False"
 ).split()
 SHORT = ["--epoch_length=2", "--max_epochs=2"]

@@ -48,7 +48,8 @@ def test_training_needs_no_mask(trained, dataset_without_masks):
     weights = state(trained.weights)
     assert all(isinstance(value, torch.Tensor) and value.isfinite().all() for value in weights.values())
     assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float16}
-    assert {name.split(".")[0] for name in weights} == {"denoiser", "classifier"}
+    assert {name.split(".")[0] for name in weights} == {"denoiser", "classifier", "segmenter", "distilled"}
+    assert weights["distilled"] == 0  # so the segmenter has its random start
     assert (trained.ckpt_dir / "model.training.txt").read_text() == "p0\np1\n"
     written = sorted(path.name for path in trained.ckpt_dir.iterdir())
     assert written == ["checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt", "model.pt", "model.training.txt"]
@@ -82,7 +83,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(trained, dataset_without_m
 
 def inference(bundle, data, out, trained, *more) -> list:
     where = ["--dataset_dir", data, "--output_dir", out, "--ckpt_path", trained.weights]
-    return ["run", "--config_file", config(bundle, "inference"), *where, *TINY, *FAST, *more]
+    return ["run", "--config_file", config(bundle, "inference"), *where, *TINY, "--segmenter_size=32", *FAST, *more]
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,8 @@ def test_evaluation_marks_cases_of_the_training(evaluated):
 
 # ---- methods
 
-METHODS = ("cdm", "cg_cdm", "cg_diff", "gradcam", "gradcam_pp", "scorecam", "layercam", "supervised", "intensity")
+METHODS = ("cdm", "cg_cdm", "cg_diff", "gradcam", "gradcam_pp", "scorecam", "layercam", "segmenter", "supervised")
+METHODS += ("intensity",)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +203,8 @@ def random_weights(tmp_path_factory) -> SimpleNamespace:
     folder, generator = tmp_path_factory.mktemp("random"), torch.Generator().manual_seed(0)
     for name in ("network_def", "supervised_def"):
         weights = parser.get_parsed_content(name).state_dict()
-        torch.save({k: torch.randn(v.shape, generator=generator) * 0.2 for k, v in weights.items()}, folder / name)
+        drawn = {k: torch.randn(v.shape, generator=generator) * 0.2 for k, v in weights.items()}
+        torch.save(drawn | ({"distilled": torch.tensor(1)} if "distilled" in drawn else {}), folder / name)
     return SimpleNamespace(weights=folder / "network_def", supervised=folder / "supervised_def")
 
 
@@ -290,13 +293,14 @@ def failure(command: list) -> str:
 
 FOLDERS = REPO / "bundles"
 TASK_KNOBS = {  # what the two tasks may set differently; all else is the same line for line
-    "train": {"target_labels", "min_area", "image_size", "max_epochs", "timestep_range"},
+    "train": {"target_labels", "min_area", "image_size", "max_epochs", "timestep_range", "match_positions"},
     "inference": {
         *("target_labels", "min_area", "image_size", "noise_level", "num_steps", "num_draws", "guidance_scale", "blur"),
         *("gate_threshold", "intensity_power", "erosion", "smoothing", "threshold", "num_components", "target_layer"),
         *("label", "category", "type", "region"),  # of segment
     },
     "train_supervised": {"max_epochs"},
+    "distill": {"intensity_power", "erosion", "num_components"},  # of LoadMapd
     "benchmark": {"min_areas"},
     "ablation": {"base"},
 }

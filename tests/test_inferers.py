@@ -116,6 +116,19 @@ def test_a_tensor_gives_a_metatensor_too():
     assert isinstance(inferer()(ball(), nn.Identity()), MetaTensor)
 
 
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_a_method_may_give_several_maps(batch_size):
+    """Each of them is treated as if it were alone."""
+    settings = {"gate": "tags", "blur": 1.0, "intensity_power": 2.0, "erosion": 1, "smoothing": 1.0}
+    settings |= {"batch_size": batch_size}
+    image, tags, factors = ball(), tag_volume([0, 1, 1, 0, 1]), (1.0, -2.0, 0.5)
+    several = inferer(lambda x, *_: torch.cat([f * x for f in factors], dim=1), **settings)(image, None, tags)
+    assert several.shape == (1, 4, SIZE, SIZE, DEPTH)
+    for k, factor in enumerate(factors):
+        one = inferer(lambda x, *_, factor=factor: factor * x, **settings)(image, None, tags)
+        torch.testing.assert_close(several[:, [k, 3]], one)
+
+
 def test_one_slice():
     image = ball(depth=1)
     output = inferer(smoothing=2.0, erosion=1)(image, nn.Identity())
@@ -154,6 +167,63 @@ def test_gate_classifier_opens_bf16_only_where_asked(monkeypatch):
     for amp in (True, False):
         inferer(gate="classifier", amp=amp)(ball(), Network())
     assert seen == [True, False]
+
+
+@pytest.mark.parametrize("sigma", [0.6, 1.0, 2.5])
+def test_the_gate_is_smoothed_over_the_logits_of_neighbours(sigma):
+    image, network = ball(depth=9, seed=3), BrightIsPositive()
+    run = inferer(gate="classifier", gate_smoothing=sigma, batch_size=1)
+    run(image, network)
+    logit = 10 * (image[0, 0, 5:11, 5:11].mean(dim=(0, 1)).double().numpy() - 0.6)
+    weight = ndimage.gaussian_filter1d(np.ones(9), sigma, mode="constant")  # what of the Gaussian lies in the volume
+    smooth = ndimage.gaussian_filter1d(logit, sigma, mode="constant") / weight
+    assert run.facts[0]["gate_probability"] == pytest.approx(1 / (1 + np.exp(-smooth)), abs=1e-5)
+    assert np.abs(smooth - logit).max() > 0.05
+
+
+def test_a_slice_between_positive_ones_is_processed():
+    image, chosen = ball(depth=5), []
+    for k, value in enumerate([0.7, 0.75, 0.58, 0.75, 0.2]):  # logits 1, 1.5, -0.2, 1.5, -4
+        image[0, 0, 5:11, 5:11, k] = value
+    for sigma in (0.0, 0.5):
+        method = Copy()
+        inferer(method, gate="classifier", gate_smoothing=sigma)(image, BrightIsPositive())
+        chosen.append(method.slices)
+    assert chosen == [[0, 1, 3], [0, 1, 2, 3]]
+
+
+def test_the_gate_is_not_smoothed_by_default():
+    image = ball(depth=7, seed=3)
+    default, off = (inferer(gate="classifier", **knobs) for knobs in ({}, {"gate_smoothing": 0.0}))
+    for run in (default, off):
+        run(image, BrightIsPositive())
+    probability = 1 / (1 + np.exp(-10 * (image[0, 0, 5:11, 5:11].mean(dim=(0, 1)).numpy() - 0.6)))
+    assert default.facts[0]["gate_probability"] == off.facts[0]["gate_probability"] == pytest.approx(probability)
+
+
+class Sizes(BrightIsPositive):
+    """Remembers what the classifier got, and says y1."""
+
+    def classify(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        self.seen = x
+        return torch.tensor([[0.0, 1.0]]).expand(len(x), 2)
+
+
+def test_the_classifier_gets_slices_of_its_own_size():
+    image, network, method = ball(), Sizes(), Copy()
+    inferer(method, gate="classifier", gate_size=8)(image, network)
+    assert network.seen.shape == (DEPTH, 1, 8, 8) and method.slices == list(range(DEPTH))
+    triangle = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8  # the tent of half width 2 at distances 1.5 and 0.5: anti-aliased
+    padded = nn.functional.pad(image[0].movedim(-1, 0), (1, 1, 1, 1), value=-1)  # the rim is air
+    windows = padded.unfold(2, 4, 2).unfold(3, 4, 2)
+    torch.testing.assert_close(network.seen, torch.einsum("dchwij,i,j->dchw", windows, triangle, triangle))
+
+
+@pytest.mark.parametrize("gate_size", [None, SIZE])
+def test_slices_of_the_classifiers_size_are_left_alone(gate_size):
+    image, network = ball(), Sizes()
+    inferer(gate="classifier", gate_size=gate_size)(image, network)
+    assert torch.equal(network.seen, image[0].movedim(-1, 0))
 
 
 def test_gate_all_leaves_out_slices_without_body():
@@ -290,7 +360,7 @@ def test_the_map_is_blurred_in_the_slice_and_before_the_intensity():
     assert torch.allclose(both, blurred * (volume[0, 0] + 1) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize("setting", ["blur", "intensity_power"])
+@pytest.mark.parametrize("setting", ["gate_smoothing", "blur", "intensity_power", "erosion", "smoothing"])
 def test_negative_weights_are_refused(setting):
     with pytest.raises(ValueError, match=f"{setting} must be >= 0; got -1"):
         inferer(**{setting: -1})

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets import BasicUNet, DiffusionModelUNet
 from tiny_network import SIZES, tiny_network
 
-from custom_modules.networks import ConditionalUNet, SoftEmbedding, autocast, load_weights
+from custom_modules.networks import ConditionalUNet, Segmenter, SoftEmbedding, autocast, load_weights
 
 
 def randn(*shape, seed=1):
@@ -93,6 +93,29 @@ def test_classifier_takes_any_resolution(network, size):
     assert network.classifier.features(x, torch.zeros(2)).shape == (2, 16, size[0] // 4, size[1] // 4)
 
 
+@pytest.mark.parametrize("size", [(64, 48), (40, 32)])
+def test_the_segmenters_sizes_that_do_not_divide_are_an_error(size):
+    message = rf"segmenter_size must be divisible by 32 for this segmenter; got a slice of \({size[0]}, {size[1]}\)"
+    with pytest.raises(ValueError, match=message):
+        Segmenter(2, [8] * 6, norm_num_groups=4)(torch.zeros(1, 1, *size))
+    assert Segmenter(1, [8] * 6, norm_num_groups=4)(torch.zeros(1, 1, 64, 48)).shape == (1, 1, 64, 48)
+
+
+def test_a_segmenter_of_patch_size_one_is_monais_unet():
+    ours = Segmenter(1, [8] * 6, norm_num_groups=4).eval()
+    monais = BasicUNet(2, 1, 1, [8] * 6, norm=("group", {"num_groups": 4})).eval()
+    monais.load_state_dict(ours.unet.state_dict())
+    x = randn(2, 1, 32, 48)
+    torch.testing.assert_close(ours(x), monais(x), rtol=0, atol=0)
+
+
+def test_patches_of_a_segmenter_hold_their_own_pixels():
+    """Around a U-Net that returns its input, space to depth and back changes nothing."""
+    segmenter, x = Segmenter(4, [8] * 6), randn(2, 1, 64, 128)
+    segmenter.unet = torch.nn.Identity()
+    assert torch.equal(segmenter(x), x)
+
+
 # ---- weights
 
 
@@ -117,6 +140,58 @@ def test_missing_tensors_raise_even_non_strictly(part, strict):
     with pytest.raises(RuntimeError, match=f"lacks {lacking} of"):
         wrapped.load_state_dict({f"module.{name}": value for name, value in partial.items()}, strict=strict)
     network.load_state_dict(state | {"segmenter.weight": torch.zeros(1)}, strict=False)  # more is no harm
+
+
+def without_segmenter(network):
+    """What 0.3.0 wrote for this network."""
+    names = ("segmenter.", "distilled")
+    return {name: value for name, value in network.state_dict().items() if not name.startswith(names)}
+
+
+@pytest.mark.parametrize("segmenter", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
+def test_weights_without_a_segmenter_load_as_not_distilled(segmenter, strict):
+    source, target = tiny_network(seed=1), tiny_network(seed=2, segmenter=segmenter)
+    target.distilled.fill_(1)  # whatever it was before
+    before = target.state_dict()
+    before = {name: value.clone() for name, value in before.items() if name.startswith("segmenter.")}
+    given = without_segmenter(source)
+    assert bool(before) == segmenter and target.load_state_dict(given, strict=strict).missing_keys == []
+    assert target.distilled == 0 and given.keys() == without_segmenter(source).keys()  # the caller's dict is its own
+    state = target.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in (without_segmenter(source) | before).items())
+
+
+def test_weights_of_a_host_without_a_segmenter_load_too():
+    """As a host, or DistributedDataParallel, holds it: under a prefix."""
+    source, network = tiny_network(seed=1), tiny_network(seed=2, segmenter=True)
+    network.distilled.fill_(1)
+    given = {f"module.{name}": value for name, value in without_segmenter(source).items()}
+    torch.nn.ModuleDict({"module": network}).load_state_dict(given)
+    state = network.state_dict()
+    assert network.distilled == 0 and all(torch.equal(v, state[k]) for k, v in without_segmenter(source).items())
+
+
+def test_distilled_weights_come_back_distilled(tmp_path):
+    source, target = tiny_network(seed=1, segmenter=True), tiny_network(seed=2, segmenter=True)
+    source.distilled.fill_(1)
+    torch.save({k: v.half() if v.is_floating_point() else v for k, v in source.state_dict().items()}, tmp_path / "m.pt")
+    load_weights(target, tmp_path / "m.pt")
+    assert target.distilled == 1 and target.distilled.dtype == torch.long
+    weights = zip(source.segmenter.parameters(), target.segmenter.parameters(), strict=True)
+    assert all(torch.equal(a.half().float(), b) for a, b in weights)
+
+
+@pytest.mark.parametrize("part", ["denoiser.conv_in", "segmenter.unet.conv_0", "distilled"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_part_of_a_segmenter_is_no_excuse(part, strict):
+    network = tiny_network(segmenter=True)
+    partial = {name: value for name, value in network.state_dict().items() if not name.startswith(part)}
+    with pytest.raises(RuntimeError, match=f"the checkpoint lacks .* such as {part}"):
+        network.load_state_dict(partial, strict=strict)
+    no_student = {name: v for name, v in without_segmenter(network).items() if not name.startswith("denoiser.conv_in")}
+    with pytest.raises(RuntimeError, match="the checkpoint lacks .* such as denoiser.conv_in"):
+        network.load_state_dict(no_student, strict=strict)
 
 
 def write_truncated(path):

@@ -213,6 +213,26 @@ def test_levels_and_draws_are_averaged():
     assert not torch.allclose(one, two, rtol=1e-2) and not torch.allclose(two, four, rtol=1e-2)
 
 
+@pytest.mark.parametrize("levels", [400, [400, 100]])
+@pytest.mark.parametrize(("num_draws", "derivative"), [(1, "exact"), (2, "exact"), (4, "finite_difference")])
+def test_draws_that_are_kept_have_the_ordinary_map_as_their_mean(num_draws, derivative, levels):
+    x_0, network = images(), tiny_network()
+    settings = {"noise_level": levels, "num_steps": 1, "num_draws": num_draws, "derivative": derivative}
+    plain, kept = (method(keep_draws=keep, **settings)(x_0, network, SLICES) for keep in (False, True))
+    assert plain.shape == x_0.shape and kept.shape == (3, (num_draws + 1) // 2, SIZE, SIZE)
+    torch.testing.assert_close(kept.mean(dim=1, keepdim=True), plain)
+
+
+def test_pairs_of_draws_are_kept_apart_and_a_last_one_alone():
+    x_0, network = images(), tiny_network()
+    kept = method(num_draws=5, keep_draws=True)(x_0, network, SLICES)
+    # of five draws the first two are the map of two, the first four twice the mean of two pairs, and the fifth is alone
+    two, four, five = (method(num_draws=n)(x_0, network, SLICES) for n in (2, 4, 5))
+    expected = torch.cat([two, 2 * four - two, 5 * five - 4 * four], dim=1)
+    torch.testing.assert_close(kept, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    assert kept.shape == (3, 3, SIZE, SIZE) and kept.std(dim=1).mean() > 0.01 * kept.abs().mean()
+
+
 @pytest.mark.parametrize("s", [0, 10])
 def test_batch_size_and_order_do_not_matter(s):
     x_0, network, run = images(), Gaussian(), method(guidance_scale=s, num_draws=2)

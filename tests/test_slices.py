@@ -17,7 +17,7 @@ from monai.transforms import (
 )
 from volumes import save_volume
 
-from custom_modules.slices import BalancedSampler, SliceDataset, share
+from custom_modules.slices import MAX_RATIO, BalancedSampler, SliceDataset, position_weights, share
 from custom_modules.transforms import TagVolumed
 
 
@@ -103,6 +103,84 @@ def test_balanced_weights_draw_both_tags_equally(cases):
         _ = SliceDataset(cases[1:], preprocessing()).balanced_weights
 
 
+# ---- weights of the negative slices
+
+
+def per_tenth(tags, lengths, weights, tag):
+    """Weighted share of the slices with `tag` in each tenth of their volumes, by integers: floor(10 k / n)."""
+    tenths = torch.cat([torch.tensor([10 * k // n for k in range(n)]) for n in lengths])
+    shares = torch.bincount(tenths[tags == tag], weights[tags == tag], minlength=10)
+    return (shares / shares.sum()).tolist()
+
+
+def test_weighted_negative_slices_lie_where_positive_ones_do():
+    generator, lengths = torch.Generator().manual_seed(0), [40, 60, 100]
+    position = torch.cat([torch.arange(n) / n for n in lengths])
+    chance = 0.2 + 0.5 * (1 - (2 * position - 1).abs())  # rarer at both ends, where the cap does not act
+    tags = (torch.rand(200, generator=generator) < chance).long()
+    weights = position_weights(tags, lengths)
+    ones = torch.ones(200)
+    assert weights.dtype == torch.float32 and (weights[tags == 1] == 1).all()
+    assert weights[tags == 0].mean().item() == pytest.approx(1)
+    positive = per_tenth(tags, lengths, ones, 1)
+    assert per_tenth(tags, lengths, ones, 0) != pytest.approx(positive, abs=0.02)
+    assert per_tenth(tags, lengths, weights, 0) == pytest.approx(positive, abs=1e-6)
+
+
+def test_position_weights_by_hand():
+    tags = torch.tensor([0, 0, 1, 1, 0, 1, 0, 0, 0, 0] * 2)  # two volumes of ten slices: a slice is a tenth
+    # 3 positive tenths of which none holds a negative slice; the others hold no positive one: nothing to weigh by
+    assert position_weights(tags, [10, 10])[tags == 0].tolist() == [0] * 14
+    tags = torch.tensor([0, 0, 1, 0, 0] + [0, 1, 1, 0, 0])  # two volumes of five
+    # positions 0, 2, 4, 6, 8 tenths; negative (2, 1, 0, 2, 2) / 7 of them, positive (0, 1, 2, 0, 0) / 3: only the
+    # negative slice in the second place lies among positive ones, with ratio 7 / 3, so it gets all the weight of 7
+    assert position_weights(tags, [5, 5]).tolist() == pytest.approx([0, 7, 1, 0, 0, 0, 1, 1, 0, 0])
+
+
+def test_no_few_slices_make_up_the_loss():
+    """A tenth with 1 of 100 negative slices and half of the positive ones has the ratio 50: cut at 8."""
+    lengths = [10] * 20
+    tags = torch.zeros(20, 10, dtype=torch.long)
+    tags[1:, 4], tags[:19, 5] = 1, 1  # one negative slice in either tenth, 19 positive ones; 160 elsewhere
+    weights = position_weights(tags.flatten(), lengths).view(20, 10)
+    ratio = 0.5 / (1 / 162)
+    assert ratio > MAX_RATIO  # and both are cut alike, so the mean of 162 is over two of them
+    assert weights[0, 4] == weights[19, 5] == pytest.approx(81)
+    tags[:, 0] = torch.arange(20) % 2  # 10 negative and 10 positive slices in the first tenth
+    weights = position_weights(tags.flatten(), lengths).view(20, 10)
+    first = (10 / 48) / (10 / 152)
+    assert first < MAX_RATIO and weights[0, 4] / weights[0, 0] == pytest.approx(MAX_RATIO / first)
+
+
+@pytest.mark.parametrize("tags", [[0, 0, 0], [1, 1, 1], []])
+def test_without_two_tags_all_slices_weigh_alike(tags):
+    assert position_weights(torch.tensor(tags).long(), [len(tags)] if tags else []).tolist() == [1] * len(tags)
+
+
+@pytest.mark.parametrize("length", [7, 10, 30, 155])
+def test_the_tenth_of_a_slice_is_exact(length):
+    """The one negative slice has weight where, in whole numbers, its tenth is that of the positive ones alone."""
+    tags = torch.zeros(2 * length, dtype=torch.long)
+    for k in range(length):
+        tags[:] = 0
+        tags[k] = 1
+        weighted = position_weights(tags, [length] * 2).nonzero().flatten().tolist()
+        same = [j for j in range(length) if 10 * j // length == 10 * k // length]
+        assert weighted == [*same, *(length + j for j in same)]
+
+
+def test_items_carry_their_weight(cases):
+    plain = SliceDataset(cases, preprocessing())
+    assert [float(plain[i]["weight"]) for i in range(6)] == [1] * 6
+    matched = SliceDataset(cases, preprocessing(), match_positions=True)
+    # slices 1, 2, 3 of each case hold tissue; tags 0, 1, 1 and 0, 0, 0: ratio 0 in the first place, else (1/2) / (1/4)
+    assert [float(matched[i]["weight"]) for i in range(6)] == pytest.approx([0, 1, 1, 0, 2, 2])
+    assert matched[3, 7]["weight"].dtype == torch.float32
+
+
+# ---- several processes, augmentation, labels
+
+
 def processes(monkeypatch, rank, number):
     monkeypatch.setattr("ignite.distributed.get_rank", lambda: rank)
     monkeypatch.setattr("ignite.distributed.get_world_size", lambda: number)
@@ -159,7 +237,7 @@ def test_no_case_gives_no_slice():
 
 def test_items_have_a_label_only_where_the_preprocessing_adds_one(cases, tmp_path):
     without = SliceDataset(cases, preprocessing(), cache_dir=tmp_path)
-    assert without.labels is None and set(without[0]) == {"image", "tag"}
+    assert without.labels is None and set(without[0]) == {"image", "tag", "weight"}
     masks = Compose([preprocessing(), lambda case: case | {"label": (case["image"] > -0.7).float()}])
     dataset = SliceDataset(cases, masks, cache_dir=None)
     assert dataset.labels.dtype == torch.uint8 and dataset.labels.shape == dataset.images.shape

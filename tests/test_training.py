@@ -36,7 +36,7 @@ from custom_modules.training import (
 
 def batch(size=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(size, 1, 8, 8, generator=generator) * 2 - 1, torch.arange(size) % 2
+    return torch.rand(size, 1, 8, 8, generator=generator) * 2 - 1, torch.arange(size) % 2, torch.ones(size)
 
 
 def has_gradient(module):
@@ -74,12 +74,44 @@ def test_the_joint_loss_equals_the_two_apart():
         torch.testing.assert_close(apart, joint)
 
 
+def test_weights_count_in_the_denoisers_loss_alone():
+    pred = {"denoising": torch.tensor([1.0, 2.0, 3.0]), "weight": torch.tensor([0.0, 1.0, 2.0])}
+    pred |= {"classification": torch.tensor([0.3, 0.6, 0.9])}
+    # (0 * 1 + 1 * 2 + 2 * 3) / 3 + (0.3 + 0.6 + 0.9) / 3
+    assert JointLoss()(pred, torch.tensor([0, 1, 0])).item() == pytest.approx(8 / 3 + 0.6)
+
+
+def test_a_slice_of_weight_0_teaches_the_denoiser_nothing():
+    x_0, tags, weights = batch()
+    changed, weights[2] = x_0.clone(), 0
+    changed[2] = 0.5
+    gradients = []
+    for images in (x_0, changed):
+        network = tiny_network()
+        torch.manual_seed(0)
+        pred = TrainingStep(network, Diffusion(), amp=False)(images, tags, weights)
+        JointLoss()(pred, tags).backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters()})
+    same = {name: torch.allclose(g, gradients[1][name], rtol=1e-4, atol=1e-6) for name, g in gradients[0].items()}
+    assert all(equal for name, equal in same.items() if name.startswith("denoiser"))
+    assert not all(equal for name, equal in same.items() if name.startswith("classifier"))
+
+
+def test_the_segmenter_waits_for_its_distillation():
+    network = tiny_network(segmenter=True)
+    step = TrainingStep(network, Diffusion(), amp=False)
+    assert not any(parameter.requires_grad for parameter in network.segmenter.parameters())
+    assert all(parameter.requires_grad for parameter in network.denoiser.parameters())
+    JointLoss()(step(*batch()), batch()[1]).backward()  # DistributedDataParallel waits for all that require a gradient
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+
+
 class Oracle(torch.nn.Module):
     """Knows the images: returns the noise of Eq. (2) exactly, and logits that judge the tag by the first pixel."""
 
     def __init__(self, x_0, diffusion):
         super().__init__()
-        self.x_0, self.diffusion, self.seen = x_0, diffusion, None
+        self.x_0, self.diffusion, self.seen, self.segmenter = x_0, diffusion, None, None
 
     def forward(self, x_t, t, y):
         alpha_bar = self.diffusion.alpha_bar(t, x_t)
@@ -91,10 +123,10 @@ class Oracle(torch.nn.Module):
 
 
 def test_losses_of_an_oracle():
-    x_0, tags = batch(64)
+    x_0, tags, weights = batch(64)
     oracle = Oracle(x_0, Diffusion())
     torch.manual_seed(0)
-    pred = TrainingStep(oracle, oracle.diffusion, clean_fraction=0.5, amp=False)(x_0, tags)
+    pred = TrainingStep(oracle, oracle.diffusion, clean_fraction=0.5, amp=False)(x_0, tags, weights)
     assert pred["denoising"].shape == (64,) and pred["denoising"].max() < 1e-6
     # softmax of (0, 2): p(y1) = 1 / (1 + e^-2) = 0.8808; cross entropy -log p of the tag
     assert pred["probability"].tolist() == pytest.approx([0.8808] * 64, abs=1e-4)
@@ -132,13 +164,13 @@ def test_timesteps_are_in_range_and_focused():
 
 
 def test_processes_draw_what_one_draws_for_all_of_them(monkeypatch):
-    network, (x_0, tags) = tiny_network(), batch(6)
+    network, parts = tiny_network(), batch(6)
 
     def losses(rank, processes):
         monkeypatch.setattr("ignite.distributed.get_rank", lambda: rank)
         monkeypatch.setattr("ignite.distributed.get_world_size", lambda: processes)
         torch.manual_seed(0)
-        return TrainingStep(network, Diffusion(), amp=False)(x_0[rank::processes], tags[rank::processes])
+        return TrainingStep(network, Diffusion(), amp=False)(*(part[rank::processes] for part in parts))
 
     whole = losses(0, 1)
     for rank in range(3):
@@ -147,9 +179,11 @@ def test_processes_draw_what_one_draws_for_all_of_them(monkeypatch):
 
 
 def test_the_batch_goes_to_the_network_as_float_and_the_tags_twice():
-    x_0, tags, args, kwargs = TagBatch()({"image": torch.ones(2, 1, 4, 4).half(), "tag": torch.tensor([0, 1])})
+    weights = torch.tensor([0.5, 1.0])
+    batch = {"image": torch.ones(2, 1, 4, 4).half(), "tag": torch.tensor([0, 1]), "weight": weights}
+    x_0, tags, args, kwargs = TagBatch()(batch)
     assert x_0.dtype == torch.float32 and tags.dtype == torch.long
-    assert args == (tags,) and kwargs == {}
+    assert args == (tags, weights) and kwargs == {}
 
 
 # ---- handlers
@@ -220,7 +254,7 @@ class Slices(SliceDataset):
         generator = torch.Generator().manual_seed(5)
         super().__init__([], Compose([]), Compose([RandFlipd(keys="image", prob=0.5, spatial_axis=0)]))
         self.images = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=generator)
-        self.tags = torch.arange(12) % 3 % 2
+        self.tags, self.weights = torch.arange(12) % 3 % 2, torch.linspace(0.5, 1.5, 12)
 
 
 def train(folder, max_epochs, num_workers=0, epoch_length=3):
@@ -312,11 +346,11 @@ def test_what_a_run_leaves_behind(straight):
         "model.training.txt",
     ]
     state = torch.load(folder / "model.pt", weights_only=True)
-    assert {value.dtype for value in state.values()} == {torch.float16}
-    assert_same(state, {name: value.half() for name, value in averaged.items()})
+    assert {value.dtype for name, value in state.items() if name != "distilled"} == {torch.float16}
+    assert_same(state, {name: value.to(state[name]) for name, value in averaged.items()})
     loaded = load_weights(tiny_network(seed=9), folder / "model.pt").state_dict()
-    assert {value.dtype for value in loaded.values()} == {torch.float32}
-    assert_same(loaded, {name: value.half().float() for name, value in averaged.items()})
+    assert {value.dtype for name, value in loaded.items() if name != "distilled"} == {torch.float32}
+    assert_same(loaded, {name: value.half().to(loaded[name]) for name, value in averaged.items()})
 
 
 def test_the_training_list_stands_beside_the_weights(straight, tmp_path):

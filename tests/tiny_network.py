@@ -2,7 +2,7 @@
 
 import torch
 
-from custom_modules.networks import ConditionalUNet, NoisyImageClassifier, WeakDiffusionNetwork
+from custom_modules.networks import ConditionalUNet, NoisyImageClassifier, Segmenter, WeakDiffusionNetwork
 
 SIZES = {
     "in_channels": 1,
@@ -14,10 +14,11 @@ SIZES = {
 }
 
 
-def tiny_network(seed=0, patch_size=2, **sizes):
-    """Takes slices whose sides are divisible by 4 (patch_size 2 times one downsampling)."""
+def tiny_network(seed=0, patch_size=2, segmenter=False, **sizes):
+    """Takes slices whose sides are divisible by 4 (patch_size 2 times one downsampling), the segmenter by 32."""
     sizes = {**SIZES, "patch_size": patch_size, **sizes}
-    network = WeakDiffusionNetwork(ConditionalUNet(**sizes), NoisyImageClassifier(**sizes))
+    student = Segmenter(2, [8] * 6, norm_num_groups=4) if segmenter else None
+    network = WeakDiffusionNetwork(ConditionalUNet(**sizes), NoisyImageClassifier(**sizes), student)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
