@@ -3,10 +3,12 @@
     python -m custom_modules.figures comparison OUT --output comparison.png     figure 2: the masks of all methods
     python -m custom_modules.figures ablation OUT --output ablation.png         figure 3: Dice over each swept setting
     python -m custom_modules.figures strips OUT --output strips.png             figures 4, 5: one slice over s and R
+    python -m custom_modules.figures uncertainty OUT --output uncertainty.png   how sure the masks are
     python -m custom_modules.figures denoising --config_file bundles/X/configs/inference.yaml --case FILE --output x.png
 
-`OUT` is the output folder of `custom_modules.benchmark`. The last, figure 1, stands in `custom_modules.denoising`: it
-alone needs the network. FILE is an image, beside which its label is looked for; knobs of the bundle may follow.
+`OUT` is the output folder of `custom_modules.benchmark`; of the fourth, of an evaluation. The last, figure 1, stands in
+`custom_modules.denoising`: it alone needs the network. FILE is an image, beside which its label is looked for; knobs of
+the bundle may follow.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from matplotlib.figure import Figure
 from custom_modules.denoising import denoising
 from custom_modules.pictures import NothingToDraw, draw_heat, draw_image, draw_mask, panels, save, say, tissue
 from custom_modules.results import Case, Results, Run, read_results
+from custom_modules.uncertainty import uncertainty
 
 SYMBOLS = {"noise_level": "noise level Q", "num_steps": "steps R", "tau": "tau", "guidance_scale": "guidance scale s"}
 STRIPS = ("guidance_scale", "num_steps")
@@ -240,8 +243,8 @@ def _strip(pair: np.ndarray, columns: Sequence[tuple[object, Run, int, Case]], d
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw the paper's figures.")
     figures = parser.add_subparsers(dest="figure", required=True)
-    for name in ("comparison", "ablation", "strips"):
-        figures.add_parser(name).add_argument("results", type=Path, help="output folder of a study")
+    for name in ("comparison", "ablation", "strips", "uncertainty"):
+        figures.add_parser(name).add_argument("results", type=Path, help="output folder of a study, or evaluation")
     figures.choices["comparison"].add_argument("--cases", nargs="+", default=(), help="best, median, worst without it")
     figures.choices["strips"].add_argument("--knobs", nargs="+", default=(), help=f"{', '.join(STRIPS)} without it")
     first = figures.add_parser("denoising")
@@ -268,7 +271,9 @@ def _figure(options: argparse.Namespace, rest: Sequence[str]) -> Figure:
     results = read_results(options.results)
     if options.figure == "comparison":
         return comparison(results, cases=options.cases)
-    return ablation(results) if options.figure == "ablation" else strips(results, options.knobs)
+    if options.figure == "strips":
+        return strips(results, options.knobs)
+    return ablation(results) if options.figure == "ablation" else uncertainty(results)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@
     segment.ts        the whole default method: raw volume (1, H, W, D) in LPS -> mask and saliency
     denoiser.onnx     x (B, 1, S, S), timesteps (B,) int64, class_labels (B, 2) float32 -> eps (B, 1, S, S)
     classifier.onnx   x (B, 1, S, S), timesteps (B,) int64 -> logits (B, 2)
+    segmenter.onnx    x (B, 1, Z, Z) -> logits (B, 1, Z, Z); of weights whose segmenter has learned
     export.json       what they were made from: `packing.pack` takes them only if that is the bundle it packs
 
-All are float32. The batch is free; the slices' side S is the bundle's `image_size` (model.ts takes others, too). The
-.ts files run on the device they are moved to, and hold metadata.json and inference.json as extra files.
+All are float32. The batch is free; the slices' side S is the bundle's `image_size` (model.ts takes others, too), Z its
+`segmenter_size`. The .ts files run on the device they are moved to, and hold metadata.json and inference.json as extra
+files.
 
 Any knob of `inference.yaml` may follow, such as `--ckpt_path runs/mine/models/model.pt`. The .ts files and export.json
 hold the knobs as given, paths too; an export with knobs is not packed.
@@ -150,13 +152,16 @@ def save(module: torch.jit.ScriptModule, file: Path, metadata: Mapping, config: 
     whole.unlink()
 
 
-def write_onnx(network: nn.Module, image_size: int, folder: Path) -> None:
-    """Writes denoiser.onnx and classifier.onnx: one file each, opset `OPSET`, dynamic batch."""
+def write_onnx(network: nn.Module, image_size: int, segmenter_size: int, folder: Path) -> None:
+    """Writes denoiser.onnx, classifier.onnx and segmenter.onnx: one file each, opset `OPSET`, dynamic batch."""
     x, t, y = torch.rand(2, 1, image_size, image_size), torch.tensor([0, 1]), torch.eye(2)
     parts = {
         "denoiser": (network, (x, t, y), ["x", "timesteps", "class_labels"], "eps"),
         "classifier": (network.classifier, (x, t), ["x", "timesteps"], "logits"),
     }
+    if network.distilled:
+        x = torch.rand(2, 1, segmenter_size, segmenter_size)
+        parts["segmenter"] = (network.segmenter, (x,), ["x"], "logits")
     for name, (module, inputs, names, output) in parts.items():
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing's, and that dynamo is the default now: ten times as slow here
@@ -173,7 +178,7 @@ def write_onnx(network: nn.Module, image_size: int, folder: Path) -> None:
 
 
 def export(bundle: str | Path, output_dir: str | Path | None = None, **knobs) -> Path:
-    """Writes the four files and export.json; returns their folder, by default `dist/export/<bundle>`.
+    """Writes these files and export.json; returns their folder, by default `dist/export/<bundle>`.
 
     They are made aside, so that an error leaves the folder as it was, and then renamed one by one, export.json last:
     where a kill in between leaves old files and new ones, there is none.
@@ -193,7 +198,7 @@ def export(bundle: str | Path, output_dir: str | Path | None = None, **knobs) ->
         aside = Path(partial)
         for name, module in (("model.ts", traced), ("segment.ts", segmenter(parser, traced))):
             save(module, aside / name, parser.get("_meta_"), config.get())
-        write_onnx(network, image_size, aside)
+        write_onnx(network, image_size, parser.get("segmenter_size"), aside)
         made = sorted(path.name for path in aside.iterdir())
         record = describe(aside, file, Path(parser.get_parsed_content("ckpt_path")), knobs)
         (aside / RECORD).write_text(json.dumps(record, indent=2) + "\n")

@@ -228,6 +228,23 @@ def test_every_method_infers_and_is_evaluated(bundle, method, dataset, random_we
     assert provenance["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
+def test_uncertainty_is_written_and_measured(dataset, random_weights, tmp_path):
+    command = inference("brats_flair", dataset, tmp_path, random_weights, "--uncertainty=True", "--section=test")
+    command[2] = f"['{config('brats_flair', 'inference')}','{config('brats_flair', 'evaluate')}']"
+    monai_bundle(*command, "--noise_level=20")
+    entropy = nib.load(tmp_path / "p3_flair" / "p3_flair_uncertainty.nii.gz")
+    mask = nib.load(tmp_path / "p3_flair" / "p3_flair_mask.nii.gz")
+    assert entropy.shape == mask.shape and entropy.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(entropy.affine, mask.affine)
+    # eight draws in four pairs vote: H(1/4) and H(1/2)
+    votes = np.unique(entropy.get_fdata().round(3))
+    assert set(votes) <= {0, 0.811, 1} and len(votes) == 3
+    provenance = json.loads((tmp_path / "p3_flair" / "p3_flair_provenance.json").read_text())
+    assert provenance["settings"]["num_draws"] == 8 and 0 < provenance["expected_dice"] < 1
+    (row,) = read(tmp_path / "metrics" / "per_volume.csv")
+    assert float(row["expected_dice"]) == pytest.approx(provenance["expected_dice"], abs=1e-6)
+
+
 def test_methods_differ(dataset, random_weights, tmp_path):
     maps = {}
     for method in METHODS:

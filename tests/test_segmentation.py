@@ -47,7 +47,7 @@ def test_the_loss_by_hand():
     logits = torch.tensor([0.0, 0.0, -1.386294, 5.0]).view(1, 1, 2, 2)  # the logit of 0.2 is log(0.25)
     label = torch.tensor([1.0, 0.0, 0.0, UNKNOWN]).view(1, 1, 2, 2)
     dice = 1 - (2 * 0.5 + 1e-5) / (0.5 + 0.5 + 0.2 + 1 + 1e-5)
-    cross_entropy = (0.693147 + 0.693147 + 0.223144) / 4  # -log 0.5, -log 0.5, -log 0.8; the unknown one counts as right
+    cross_entropy = (0.693147 + 0.693147 + 0.223144) / 4  # -log 0.5, 0.5, 0.8; the unknown one is right
     assert SegmentationLoss()(logits, label).item() == pytest.approx(dice + cross_entropy, abs=1e-5)
 
 
