@@ -12,6 +12,7 @@ No mask is read. The labels are those of Otsu's threshold; nothing is fitted to 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -25,14 +26,40 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import KeepLargestConnectedComponent, LoadImage, MapTransform, ResampleToMatch
 from scipy import ndimage
+from torch import nn
 
 from custom_modules.engines import CaseDataset, sha256
 from custom_modules.segmentation import UNKNOWN
 from custom_modules.training import AveragedWeights
 from custom_modules.transforms import CROSS, body_mask, slice_tags, threshold_slices
-from custom_modules.writers import result_file
+from custom_modules.writers import result_file, whole
 
 logger = logging.getLogger(__name__)
+
+
+def teacher(ckpt_path: str | Path, folder: str | Path) -> str:
+    """Path of a copy of `ckpt_path` without its segmenter, in `folder`, named after the tensors in it.
+
+    What a distillation leaves behind goes by this name: weights that only got a segmenter have the same one, so that
+    maps and checkpoints are found again, and weights that were trained further have another.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    if not Path(ckpt_path).is_file():
+        raise FileNotFoundError(
+            f"ckpt_path {str(ckpt_path)!r} does not exist: run training first, or give --ckpt_path."
+        )
+    state = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+    state = {name: value for name, value in state.items() if not name.startswith(("segmenter.", "distilled"))}
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
+    path = Path(folder, f"teacher_{digest.hexdigest()[:12]}.pt")
+    if not path.is_file():
+        with whole(path) as aside:
+            torch.save(state, aside)
+    return str(path)
 
 
 def mapped_cases(cases: Sequence[Mapping], maps_dir: str | Path) -> list[dict]:
@@ -43,12 +70,15 @@ def mapped_cases(cases: Sequence[Mapping], maps_dir: str | Path) -> list[dict]:
     return [{**c, "map_file": str(file), "map_sha256": sha256(file)} for c, file in zip(cases, files, strict=True)]
 
 
-def write_maps(config_file: Sequence[str], distributed: str, cases: Sequence[Mapping], **knobs: Any) -> None:
+def write_maps(
+    config_file: Sequence[str], distributed: str, network: nn.Module, cases: Sequence[Mapping], **knobs: Any
+) -> None:
     """Runs a bundle's inference over `cases`; what is there already, from the same weights, is not done again.
 
     Args:
         config_file: `inference.yaml` and what comes over it.
         distributed: the overlay by which several processes (torchrun) share the cases.
+        network: the weights at work, those of the knob `ckpt_path`.
         cases: of the datalist, with tags.
         knobs: of that config.
 
@@ -58,7 +88,7 @@ def write_maps(config_file: Sequence[str], distributed: str, cases: Sequence[Map
     logger.info("maps of %d training volumes, in %s", len(cases), knobs["output_dir"])
     parser = ConfigParser()
     parser.read_config([*config_file, distributed] if idist.get_world_size() > 1 else list(config_file))
-    parser.update({**knobs, "cases": list(cases)})
+    parser.update({**knobs, "network": network, "cases": list(cases)})
     parser.get_parsed_content("evaluator").run()
 
 
@@ -109,7 +139,7 @@ class LoadMapd(MapTransform):
         target = np.asarray(self.keep_largest(torch.as_tensor(target[None], dtype=torch.uint8))[0]) > 0
         for k in np.flatnonzero(target.any(axis=(0, 1))):
             closed = ndimage.binary_closing(target[..., k], CROSS, iterations=2)
-            target[..., k] = ndimage.binary_fill_holes(closed | target[..., k])
+            target[..., k] = ndimage.binary_fill_holes(closed | target[..., k]) & body[..., k]
         unknown = body & ~(region & target.any(axis=(0, 1)))
         label = np.where(target, 1, np.where(unknown, UNKNOWN, 0)).astype(np.uint8)
         for key in self.keys:

@@ -32,7 +32,7 @@ from custom_modules.writers import read_record, remove_partial, result_file, wri
 
 logger = logging.getLogger(__name__)
 DONE, ERROR = "done", "error"
-VOLUMES, SEGMENTATION = ["mask.nii.gz", "saliency.nii.gz"], "seg.dcm"
+VOLUMES, UNCERTAINTY, SEGMENTATION = ["mask.nii.gz", "saliency.nii.gz"], "uncertainty.nii.gz", "seg.dcm"
 VERSIONS = {
     "custom_modules": __version__,
     "monai": monai.__version__,
@@ -239,7 +239,8 @@ class Provenance:
         nested = {name.replace(ID_SEP_KEY, "#"): value for name, value in given.items()}
         self.overrides = {name: value for name, value in nested.items() if "#" in name}
         self.config_sha256 = sha256(files[0]) if files else None
-        self.volumes = [*VOLUMES, SEGMENTATION] if output_format == "dicom_seg" else VOLUMES
+        self.volumes = [*VOLUMES, *([SEGMENTATION] if output_format == "dicom_seg" else [])]
+        self.volumes += [UNCERTAINTY] if self.settings.get("uncertainty") else []
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, lambda: self._weights)  # once, before the loader's workers are forked
@@ -276,8 +277,9 @@ class Provenance:
         for path in map(self._file, engine.state.batch["stem"]):
             path.unlink(missing_ok=True)
             remove_partial(path.parent)
-        for stem in engine.state.batch["stem"]:  # without output_format dicom_seg, none takes its place
-            self._file(stem, SEGMENTATION).unlink(missing_ok=True)
+        for stem in engine.state.batch["stem"]:  # with other settings, none takes its place
+            for optional in (SEGMENTATION, UNCERTAINTY):
+                self._file(stem, optional).unlink(missing_ok=True)
 
     def __call__(self, engine: Engine) -> None:
         for item in engine.state.output:

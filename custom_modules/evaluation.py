@@ -239,9 +239,10 @@ def _sensitivity(gate: Sequence[tuple[float, int]]) -> float | None:
 
 
 def _rank_correlation(rows: Sequence[Row], *keys: str) -> float | None:
-    """Spearman's correlation of two columns over the rows that have both; None for fewer than three."""
+    """Spearman's correlation of two columns over the rows that have both; None for fewer than three, or all equal."""
     pairs = [pair for row in rows if not any(map(math.isnan, pair := [number(row, key) for key in keys]))]
-    return float(spearmanr(pairs).statistic) if len(pairs) > 2 else None
+    ranked = len(pairs) > 2 and all(len(set(column)) > 1 for column in zip(*pairs))
+    return float(spearmanr(pairs).statistic) if ranked else None
 
 
 def _write(path: Path, rows: Row) -> None:

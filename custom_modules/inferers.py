@@ -149,8 +149,8 @@ class SaliencyInferer(Inferer):
                 )
             tags = tags.as_tensor() if isinstance(tags, MetaTensor) else tags
             return slice_tags(tags.movedim(1 + self.slice_axis, -1)).float().cpu()
-        if self.gate_size not in (None, slices.shape[-1]):
-            size = (self.gate_size, self.gate_size)
+        size = (self.gate_size, self.gate_size)
+        if self.gate_size is not None and slices.shape[-2:] != size:
             slices = nn.functional.interpolate(slices, size, mode="bilinear", antialias=True)
         with torch.no_grad(), autocast(slices.device, self.amp):
             batches = slices.split(4 * self.batch_size)

@@ -113,6 +113,8 @@ class DiffusionSaliency:
         self.diffusion, self.levels, self.num_steps, self.num_draws = diffusion, levels, num_steps, num_draws
         self.tau, self.guidance_scale, self.seed = tau, guidance_scale, seed
         self.exact = derivative == "exact"
+        if keep_draws and num_draws < 3:
+            raise ValueError(f"uncertainty needs two pairs of draws or more, num_draws >= 3; got {num_draws}.")
         self.keep_draws = keep_draws
         self.bf16 = amp and (self.exact or tau <= MAX_TAU_BF16)
 

@@ -1,9 +1,9 @@
 """The upper bound: a 2D U-Net that is trained on masks.
 
-THIS IS THE ONLY TRAINING THAT READS MASKS. It is no weakly supervised method: it says how well the same slices, at the
-same size and with the same augmentation, can be segmented when every pixel is labelled, so that the label-only methods
-have a ceiling to be compared with. `train_supervised.yaml` puts it together over `train.yaml`; its weights
-(`supervised.pt`) are apart from the label-only `model.pt`, which never depends on them.
+THIS IS THE ONLY TRAINING THAT READS MASKS. It is no weakly supervised method: it says how well the same slices can be
+segmented when every pixel is labelled, by the network and the training of the student (distill.py), so that the
+label-only methods have a ceiling to be compared with. `train_supervised.yaml` puts it together over `train.yaml`; its
+weights (`supervised.pt`) are apart from the label-only `model.pt`, which never depends on them.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from packing.regions import bounds, erode, fill_holes, largest, otsu, tissue
 
 DOES = {"method": "cdm", "derivative": "finite_difference", "gate": "classifier", "threshold": "otsu"}
+DOES |= {"uncertainty": False}
 SETTINGS = (  # the knobs of inference.yaml that the program reads
     *(*DOES, "noise_level", "num_steps", "num_draws", "tau", "gate_threshold", "gate_smoothing", "blur"),
     *("intensity_power", "erosion", "smoothing", "num_components", "image_size"),

@@ -9,14 +9,20 @@ import onnxruntime
 import torch
 
 
-def outputs(folder: Path, network: torch.nn.Module, batch: int, size: int, seed: int) -> dict:
-    """{"denoiser", "classifier"}: (ONNX's, PyTorch's) output for `batch` random slices of size x size."""
+def outputs(folder: Path, network: torch.nn.Module, batch: int, size: int, segmenter_size: int, seed: int) -> dict:
+    """{"denoiser", "classifier", "segmenter" where it has learned}: (ONNX's, PyTorch's) output for `batch` random
+    slices of size x size, those of the segmenter of segmenter_size x segmenter_size."""
     generator = torch.Generator().manual_seed(seed)
     x, t = torch.randn(batch, 1, size, size, generator=generator), torch.randint(0, 1000, (batch,), generator=generator)
     inputs = {"x": x, "timesteps": t, "class_labels": torch.rand(batch, 2, generator=generator)}
     with torch.no_grad():
         expected = {"denoiser": network(*inputs.values()), "classifier": network.classify(x, t)}
-    return {name: (_run(folder / f"{name}.onnx", inputs), value.numpy()) for name, value in expected.items()}
+    found = {name: (_run(folder / f"{name}.onnx", inputs), value.numpy()) for name, value in expected.items()}
+    if network.distilled:
+        x = torch.randn(batch, 1, segmenter_size, segmenter_size, generator=generator)
+        with torch.no_grad():
+            found["segmenter"] = _run(folder / "segmenter.onnx", {"x": x}), network.segmenter(x).numpy()
+    return found
 
 
 def _run(model: Path, inputs: dict[str, torch.Tensor]) -> np.ndarray:

@@ -30,8 +30,10 @@ from packing import export, record, regions
 
 KNOBS = [knob for knob in TINY if not knob.startswith(("--device", "--logging_file"))]
 KNOBS += [f"--network_def#{part}#norm_num_groups=4" for part in ("denoiser", "classifier")]  # else no y gets through
+KNOBS += ["--segmenter_size=64"]
 KNOBS += ["--gate_threshold=0.4", "--num_steps=2", "--noise_level=[20,300]", "--tau=0.5", "--erosion=1"]
 SEED = 3
+ONNX = ("denoiser", "classifier", "segmenter")
 
 
 @pytest.fixture(scope="module", params=["chaos_kidney"])
@@ -45,6 +47,7 @@ def exported(request, tmp_path_factory) -> SimpleNamespace:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    network.distilled.fill_(1)
     torch.save(network.state_dict(), folder / "model.pt")
     export.main([str(REPO / "bundles" / request.param), "--output_dir", str(folder / "out"), *KNOBS, *weights])
     return SimpleNamespace(bundle=request.param, folder=folder / "out", network=network, knobs=[*KNOBS, *weights])
@@ -52,7 +55,7 @@ def exported(request, tmp_path_factory) -> SimpleNamespace:
 
 def test_only_whole_files_are_there(exported):
     names = {path.name for path in exported.folder.iterdir()}
-    assert names == {"model.ts", "segment.ts", "denoiser.onnx", "classifier.onnx", "export.json"}
+    assert names == {*("model.ts", "segment.ts", "export.json"), *(f"{name}.onnx" for name in ONNX)}
 
 
 def test_the_record_says_what_the_files_were_made_from(exported):
@@ -185,7 +188,9 @@ def test_the_programs_hold_metadata_and_config(exported):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_onnx_equals_the_network(exported, batch):
-    for name, (found, expected) in outputs(exported.folder, exported.network, batch, 32, SEED).items():
+    compared = outputs(exported.folder, exported.network, batch, 32, 64, SEED)
+    assert set(compared) == set(ONNX)
+    for name, (found, expected) in compared.items():
         graph = onnx.load(exported.folder / f"{name}.onnx")
         onnx.checker.check_model(graph, full_check=True)
         assert [opset.version for opset in graph.opset_import] == [export.OPSET]
@@ -253,6 +258,7 @@ def test_the_body_is_that_of_the_bundle(blobs, erosion):
         (["bundles/brats_flair", "--noise_level"], "expected pairs of --knob value"),
         (["bundles/brats_flair", "--method", "gradcam"], "written for method 'cdm'; got 'gradcam'"),
         (["bundles/brats_flair", "--threshold", "average_otsu"], "written for threshold 'otsu'"),
+        (["bundles/brats_flair", "--uncertainty", "True"], "written for uncertainty False; got True"),
         (["bundles/brats_flair", "--ckpt_path", "nowhere.pt"], "ckpt_path 'nowhere.pt' does not exist"),
         (["bundles/brats_flair", "--preprocessing#transforms#8#lower", "1"], "transforms#8#lower 0; got 1"),
         (["bundles/brats_flair", "--preprocessing#transforms#6#margin", "[4, 4, 1]"], "margin#2 0; got 1"),

@@ -132,19 +132,6 @@ def test_augmentation_moves_mask_and_image_together(bundle):
 
 
 @each_bundle
-def test_augmentation_is_that_of_the_label_only_training(bundle):
-    label_only = ConfigParser.load_config_file(REPO / config(bundle, "train"))
-    supervised = parser(bundle).get()
-    finer = supervised["image_size"] // label_only["image_size"]
-    for ours, theirs in zip(*(c["augmentation"]["transforms"] for c in (supervised, label_only)), strict=True):
-        if isinstance(ours["keys"], list):
-            ours = {k: v for k, v in ours.items() if k != "mode"} | {"keys": "image"}
-        if "translate_range" in theirs:  # in pixels
-            theirs = theirs | {"translate_range": finer * theirs["translate_range"]}
-        assert ours == theirs
-
-
-@each_bundle
 def test_the_label_only_training_reads_no_mask(bundle, dataset):
     """It names nothing of this file, its cases carry no path of a mask, and its slices have none."""
     label_only = ConfigParser(ConfigParser.load_config_file(REPO / config(bundle, "train")))
