@@ -71,8 +71,14 @@ class Segmentation:
         """Probability of the target, (B, 1, H, W) float32 in [0, 1], for `x_0` (B, 1, H, W) float32 in [-1, 1]; the
         slices' numbers play no part."""
         check_distilled(network)
-        with autocast(x_0.device, self.amp):
-            return network.segmenter(x_0).float().sigmoid()
+        return probability(SegmentationStep(network.segmenter, self.amp), x_0)
+
+
+def probability(step: SegmentationStep, x_0: torch.Tensor) -> torch.Tensor:
+    """The mean probability, (B, 1, H, W) float32, of slices `x_0` (B, 1, H, W) and of their mirror images along H (left
+    and right of axial slices): training mirrors, too."""
+    straight, mirrored = step(torch.cat([x_0, x_0.flip(2)])).sigmoid().chunk(2)
+    return (straight + mirrored.flip(2)) / 2
 
 
 def check_distilled(network: WeakDiffusionNetwork) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 
 from custom_modules.layouts import load_label, read_geometry
 from custom_modules.networks import load_weights
-from custom_modules.segmentation import SegmentationStep
+from custom_modules.segmentation import SegmentationStep, probability
 
 
 class LoadMaskd(MapTransform):
@@ -78,4 +78,4 @@ class SupervisedSegmentation:
     def __call__(self, x_0: torch.Tensor, network: nn.Module, slices: Sequence[int]) -> torch.Tensor:
         """Probability of the target, (B, 1, H, W) float32 in [0, 1], for `x_0` (B, 1, H, W) float32 in [-1, 1]; the
         label-only `network` and the slices' numbers play no part."""
-        return self.step.to(x_0.device)(x_0).sigmoid()
+        return probability(self.step.to(x_0.device), x_0)

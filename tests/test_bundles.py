@@ -310,7 +310,7 @@ def failure(command: list) -> str:
 
 FOLDERS = REPO / "bundles"
 TASK_KNOBS = {  # what the two tasks may set differently; all else is the same line for line
-    "train": {"target_labels", "min_area", "image_size", "max_epochs", "timestep_range", "match_positions"},
+    "train": {"target_labels", "min_area", "image_size", "max_epochs", "timestep_range"},
     "inference": {
         *("target_labels", "min_area", "image_size", "noise_level", "num_steps", "num_draws", "guidance_scale", "blur"),
         *("gate_threshold", "intensity_power", "erosion", "smoothing", "threshold", "num_components", "target_layer"),
