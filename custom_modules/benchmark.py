@@ -43,8 +43,10 @@ from custom_modules.report import write_report
 from custom_modules.tables import write_tables
 from custom_modules.writers import write_json
 
-SHARED = ("dataset_dir", "datalist", "section", "image_size", "segmenter_size", "slice_axis", "orientation")
-SHARED += ("target_labels",)
+SHARED = (
+    *("dataset_dir", "datalist", "section", "image_size", "segmenter_size", "slice_axis", "orientation"),
+    "target_labels",
+)
 logger = logging.getLogger(__name__)
 
 
@@ -70,7 +72,7 @@ def read_study(path: str | Path) -> dict:
         {"config_file": [...], "base": {knob: value} of all runs, "runs": {name: {knob: value}}, "sweeps": {knob:
         [values]}, "seeds": [...], "min_areas": [...], "keep": number of cases whose volumes are kept (None: all),
         "training": {knob that takes the weights: {"config_file": [...], "weights": file name, "runs": that need it
-        (absent: all), "run": id to run (absent: training), "knobs": {knob: value}, "after": such a stage, done next}}}.
+        (absent: all), "run": id to run (absent: training), "knobs": {knob: value}, "after": one more such stage}}}.
 
     Raises:
         ValueError: if it holds no run, or a run sets what all runs share.

@@ -57,16 +57,22 @@ def teacher(ckpt_path: str | Path, folder: str | Path) -> str:
         digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
     path = Path(folder, f"teacher_{digest.hexdigest()[:12]}.pt")
     if not path.is_file():
-        with whole(path) as aside:
-            torch.save(state, aside)
+        with whole(path) as aside, open(aside, "wb") as file:
+            torch.save(state, file)
     return str(path)
 
 
 def mapped_cases(cases: Sequence[Mapping], maps_dir: str | Path) -> list[dict]:
     """`cases` with `map_file`, where `write_maps` has put the map of each, and its SHA-256, by which a cache of labels
-    knows it."""
+    knows it.
+
+    Raises:
+        FileNotFoundError: if a map is not there.
+    """
     named = CaseDataset(cases, None).data
     files = [result_file(maps_dir, case["stem"], "saliency.nii.gz") for case in named]
+    if absent := [case["case"] for case, file in zip(named, files) if not file.is_file()]:
+        raise FileNotFoundError(f"maps_dir {maps_dir} has no map of {absent[:5]}: `run distill` makes them.")
     return [{**c, "map_file": str(file), "map_sha256": sha256(file)} for c, file in zip(cases, files, strict=True)]
 
 
@@ -109,8 +115,11 @@ class LoadMapd(MapTransform):
     Args:
         intensity_power: p.
         erosion: width of the rim, in pixels.
-        scale: below 1, because Otsu's threshold of a product, which falls off towards the border, is inside of it.
+        scale: of Otsu's threshold; below 1, because map times intensity falls off before the target's border.
         num_components: largest 3D components kept.
+
+    Raises:
+        ValueError: if the tags run along another axis than the slices.
     """
 
     def __init__(

@@ -42,8 +42,10 @@ from custom_modules.writers import read_record, result_file, whole, write_json
 
 CASE_COLUMNS = ("case", "group", "seed", "in_training")
 SLICE_COLUMNS = (*CASE_COLUMNS, "slice", "area", "fraction", "dice", "iou", "hd95")
-VOLUME_COLUMNS = (*CASE_COLUMNS, "n_slices", "dice", "iou", "hd95", "n_undefined", "volume_dice")
-VOLUME_COLUMNS += ("expected_dice", "seconds_per_slice")
+VOLUME_COLUMNS = (
+    *(*CASE_COLUMNS, "n_slices", "dice", "iou", "hd95", "n_undefined", "volume_dice"),
+    *("expected_dice", "seconds_per_slice"),
+)
 SPECIFICITY = 0.95  # at which the classifier's sensitivity is told
 ROWS = {"gate", "volume", "slices"}  # what a case's file holds beside what it was measured on
 logger = logging.getLogger(__name__)

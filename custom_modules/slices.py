@@ -57,9 +57,9 @@ class SliceDataset(Dataset):
         num_workers: processes that prepare volumes.
         match_positions: the items' weights are `position_weights`; without it they are 1.
 
-    Items: {"image": (1, H, W) float32 in [-1, 1], "tag": int64, "weight": float32, "label"?: (1, H, W) float32}, by the
-    number of the slice or, as `BalancedSampler` gives it, by (number, seed): then the augmentation depends on the seed
-    alone.
+    Items: {"image": (1, H, W) float32 in [-1, 1], "tag": int64, "weight": float32, "label"?: (1, H, W) float32, 0, 1 or
+    `segmentation.UNKNOWN`}, by the number of the slice or, as `BalancedSampler` gives it, by (number, seed): then the
+    augmentation depends on the seed alone.
     """
 
     def __init__(

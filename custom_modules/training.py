@@ -109,7 +109,7 @@ class TrainingStep(nn.Module):
 
 
 class JointLoss(nn.Module):
-    """Sum of the two mean losses that `TrainingStep` returns; the tags are already inside."""
+    """Sum of the two mean losses that `TrainingStep` returns, the denoiser's weighted; the tags are already inside."""
 
     def forward(self, pred: Mapping[str, torch.Tensor], tags: torch.Tensor) -> torch.Tensor:
         return (pred["weight"] * pred["denoising"]).mean() + pred["classification"].mean()
@@ -202,8 +202,8 @@ class AveragedWeights:
         if engine.state.rank > 0:
             return
         state = {k: v.half() if v.is_floating_point() else v for k, v in self.ema.ema_model.state_dict().items()}
-        with whole(self.path) as aside:
-            torch.save(state, aside)
+        with whole(self.path) as aside, open(aside, "wb") as file:  # a path's name would enter the file
+            torch.save(state, file)
         with whole(training_list(self.path)) as aside:
             aside.write_text("".join(f"{case}\n" for case in self.cases), encoding="utf-8")
 

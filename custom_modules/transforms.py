@@ -190,8 +190,9 @@ class SaliencyToMaskd(MapTransform):
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         out = dict(data)
         for key in self.key_iterator(out):
-            region = out[key][-1:].as_tensor() > 0.5
-            maps = (out[key][:-1] * region).to(torch.float32)
+            pred = out[key].cpu()  # where masks are made
+            region = pred[-1:].as_tensor() > 0.5
+            maps = (pred[:-1] * region).to(torch.float32)
             saliency = maps.mean(dim=0, keepdim=True)
             mask = self._mask(saliency, region)
             if "stem" in out:  # what SaveImaged names the files by

@@ -8,6 +8,8 @@ so on new data it says which cases to look at first.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 from matplotlib.figure import Figure
@@ -40,7 +42,7 @@ def uncertainty(results: Results) -> Figure:
     order = sorted((case for case in dice if case in run.kept), key=lambda case: -dice[case][0])
     shown = [order[i] for i in sorted({0, len(order) // 2, len(order) - 1})] if order else []
     if not shown or not all(_file(run.kept[case][1]).is_file() for case in shown):
-        raise NothingToDraw(f"{results.folder} holds no uncertainty: evaluate with --uncertainty True.")
+        raise NothingToDraw(f"{results.folder} holds no uncertainty maps: evaluate with --uncertainty True.")
     figure, axes = panels(len(shown), 6, 1.5, left=0.36)
     for line, case in zip(axes, shown):
         _, read = run.read(case)
@@ -59,7 +61,8 @@ def uncertainty(results: Results) -> Figure:
     return figure
 
 
-def _file(place):
+def _file(place: Path) -> Path:
+    """The uncertainty map in a case's folder."""
     return place / f"{place.name}_uncertainty.nii.gz"
 
 
