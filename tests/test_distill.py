@@ -182,7 +182,7 @@ def test_a_case_gets_the_map_that_lies_where_inference_puts_it(tmp_path):
     files[0].write_bytes(b"c")  # made anew: a cache must not take it for the old one
     assert mapped_cases(cases, tmp_path)[0]["map_sha256"] != mapped[0]["map_sha256"]
     files[1].unlink()
-    with pytest.raises(FileNotFoundError, match="p1_saliency.nii.gz"):
+    with pytest.raises(FileNotFoundError, match=r"no map of \['p1'\]"):
         mapped_cases(cases, tmp_path)
 
 
@@ -291,7 +291,13 @@ def test_a_second_start_does_nothing_twice(distilled, dataset_without_masks, tmp
     maps = {path: path.stat().st_mtime_ns for path in (tmp_path / "again" / "runs" / "maps").rglob("*.nii.gz")}
     monai_bundle(*distill(tmp_path / "again", dataset_without_masks))
     assert {path: path.stat().st_mtime_ns for path in maps} == maps
+    assert (tmp_path / "again" / "models" / "model.pt").read_bytes() == distilled.weights.read_bytes()
     assert not differing(state(tmp_path / "again" / "models" / "model.pt"), state(distilled.weights))
+
+
+def test_the_student_does_not_start_from_an_earlier_one(distilled, dataset_without_masks, tmp_path):
+    monai_bundle(*distill(start(tmp_path / "anew", distilled), dataset_without_masks))
+    assert not differing(state(tmp_path / "anew" / "models" / "model.pt"), state(distilled.weights))
 
 
 def test_a_killed_run_leaves_the_weights_and_the_same_command_finishes(
