@@ -11,6 +11,9 @@ PYTHON ?=
 demo: $(STAMP)
 	$(PY) -m examples.demo --output_dir demo_output
 
+# glibc hands freed memory back and takes it again page by page, which some virtual machines make several times as slow
+test: export MALLOC_MMAP_MAX_ = 0
+test: export MALLOC_TRIM_THRESHOLD_ = 8000000000
 test: lint
 	$(PY) -m pytest -q
 
