@@ -214,13 +214,19 @@ def test_levels_and_draws_are_averaged():
 
 
 @pytest.mark.parametrize("levels", [400, [400, 100]])
-@pytest.mark.parametrize(("num_draws", "derivative"), [(1, "exact"), (2, "exact"), (4, "finite_difference")])
+@pytest.mark.parametrize(("num_draws", "derivative"), [(4, "exact"), (8, "finite_difference")])
 def test_draws_that_are_kept_have_the_ordinary_map_as_their_mean(num_draws, derivative, levels):
     x_0, network = images(), tiny_network()
     settings = {"noise_level": levels, "num_steps": 1, "num_draws": num_draws, "derivative": derivative}
     plain, kept = (method(keep_draws=keep, **settings)(x_0, network, SLICES) for keep in (False, True))
-    assert plain.shape == x_0.shape and kept.shape == (3, (num_draws + 1) // 2, SIZE, SIZE)
+    assert plain.shape == x_0.shape and kept.shape == (3, num_draws // 2, SIZE, SIZE)
     torch.testing.assert_close(kept.mean(dim=1, keepdim=True), plain)
+
+
+@pytest.mark.parametrize("num_draws", [1, 2])
+def test_one_pair_of_draws_has_no_spread(num_draws):
+    with pytest.raises(ValueError, match=rf"uncertainty needs .* num_draws >= 3; got {num_draws}"):
+        method(num_draws=num_draws, keep_draws=True)
 
 
 def test_pairs_of_draws_are_kept_apart_and_a_last_one_alone():
