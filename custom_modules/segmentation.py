@@ -1,4 +1,4 @@
-"""Slices to masks in one forward pass: what the student of the maps and the upper bound have in common.
+"""Slices to masks by a U-Net that sees them straight and mirrored: what student and upper bound have in common.
 
 Both are the same U-Net (`networks.Segmenter`), trained by the same loss on the same slices; only the labels differ. The
 student's are made from maps and tags (distill.py), those of the upper bound are masks (supervised.py).
