@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from custom_modules.diffusion import Diffusion
-from custom_modules.networks import autocast
-from custom_modules.saliency import slice_noise
+from custom_modules.methods.cdm import slice_noise
+from custom_modules.networks.precision import autocast
 
 R, TAU = 10, 0.95
 

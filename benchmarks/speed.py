@@ -30,15 +30,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from benchmarks.released import TAU, R, released
-from custom_modules.benchmark import hardware
+from custom_modules.data.tag_volume import slice_tags
 from custom_modules.diffusion import Diffusion
-from custom_modules.engines import VERSIONS
-from custom_modules.inferers import SaliencyInferer
-from custom_modules.networks import autocast
-from custom_modules.saliency import DiffusionSaliency, slice_noise
-from custom_modules.transforms import slice_tags, threshold_slices
-from custom_modules.writers import write_json
+from custom_modules.files import write_json
+from custom_modules.inference.inferer import SaliencyInferer
+from custom_modules.inference.mask import threshold_slices
+from custom_modules.inference.provenance import VERSIONS
+from custom_modules.methods.cdm import DiffusionSaliency, slice_noise
+from custom_modules.networks.precision import autocast
 from examples.phantom import head_phantom
+from study.runner import hardware
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "brats_flair" / "configs"
 Maps = Callable[[torch.Tensor], torch.Tensor]

@@ -19,9 +19,9 @@ import nibabel as nib
 import numpy as np
 from matplotlib.figure import Figure
 
-from custom_modules.metrics import slice_metrics
-from custom_modules.pictures import COLUMNS, draw_slice
+from custom_modules.evaluation.metrics import slice_metrics
 from examples.phantom import head_phantom
+from study.pictures import COLUMNS, draw_slice
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "bundles/brats_flair/configs/inference.yaml"

@@ -214,7 +214,7 @@ def read_knobs(words: Sequence[str], config: Mapping) -> dict:
     Raises:
         ValueError: if a word is not a pair's, or there is no such knob.
     """
-    from custom_modules.knobs import find_knob  # the bundle's own, so not before `read_bundle`
+    from custom_modules.knobs import find_knob
 
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):

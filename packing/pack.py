@@ -32,7 +32,7 @@ REPO = Path(__file__).resolve().parents[1]
 DIST = REPO / "dist"
 EXPORTS = DIST / "export"  # where `make export` writes
 FILES = (  # what a packed bundle must hold; whatever else lies there (checkpoints, caches, logs) stays behind
-    *("LICENSE", "configs/metadata.json", "configs/logging.conf", "configs/*.yaml", "custom_modules/*.py"),
+    *("LICENSE", "configs/metadata.json", "configs/logging.conf", "configs/*.yaml", "custom_modules/**/*.py"),
     *("docs/README.md", "docs/data_license.txt", "models/model.pt", "models/supervised.pt", "models/*.training.txt"),
 )
 PICTURES = "docs/*.png"

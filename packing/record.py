@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from custom_modules.engines import sha256
+from custom_modules.files import sha256
 
 RECORD = "export.json"
 

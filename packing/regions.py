@@ -97,7 +97,7 @@ def otsu(values: Tensor) -> Tensor:
 
 
 def tissue(volume: Tensor) -> Tensor:
-    """`custom_modules.transforms.body_mask` without its filling: the body (D, H, W) bool of `volume` float32."""
+    """`custom_modules.inference.body.body_mask` without its filling: the body (D, H, W) bool of `volume` float32."""
     mask = volume - volume.min() > 0.5 * (otsu(volume.flatten()) - volume.min())
     mask = dilate(erode(mask, 1), [1, 2], False)
     return largest(mask, 1, False)

@@ -56,7 +56,7 @@ def scale(slices: Tensor, upper: float) -> Tensor:
 
 
 def smooth_along(saliency: Tensor, chosen: Tensor, sigma: float) -> Tensor:
-    """Gaussian over the `chosen` (D,) bool slices of `saliency` (D, 1, H, W): that of `custom_modules.inferers`."""
+    """Gaussian over the `chosen` (D,) bool slices of `saliency` (D, 1, H, W): as in `inference.inferer`."""
     tail = int(4 * sigma + 0.5)
     kernel = torch.arange(-tail, tail + 1, dtype=torch.float64, device=saliency.device)
     kernel = (-0.5 * (kernel / sigma) ** 2).exp()
@@ -206,7 +206,7 @@ class Segmenter(nn.Module):
         return a / (self.num_draws * len(self.levels))
 
     def noise(self, like: Tensor, index: Tensor, seed: int, draw: int) -> Tensor:
-        """The noise of `custom_modules.saliency.slice_noise`: a generator for each slice, draws in pairs eps, -eps."""
+        """The noise of `methods.cdm.slice_noise`: a generator for each slice, draws in pairs eps, -eps."""
         generator, eps = torch.Generator(), torch.empty(like.shape)
         positions: list[int] = index.tolist()
         for i, position in enumerate(positions):

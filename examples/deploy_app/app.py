@@ -57,7 +57,8 @@ class SeriesToVolume(DICOMSeriesToVolumeOperator):
 
     def prepare_series(self, series) -> None:
         """Sorts the slices along their normal, as the command line does, and checks that they stack to a volume."""
-        from custom_modules.dicom import MAY_BE_EMPTY, check_planes, slice_planes  # of the bundle, on sys.path by now
+        from custom_modules.data.dicom import check_planes, slice_planes
+        from custom_modules.inference.dicom_seg import MAY_BE_EMPTY
 
         super().prepare_series(series)
         headers = [instance.get_native_sop_instance() for instance in series.get_sop_instances()]

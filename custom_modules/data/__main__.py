@@ -1,0 +1,107 @@
+"""The command that builds a datalist."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from custom_modules.data.layouts import CHAOS_KIDNEYS, LAYOUTS, find_cases
+from custom_modules.data.splits import expand_splits, read_splits, split_cases
+from custom_modules.data.tags import read_tags, tag_cases
+from custom_modules.files import whole
+
+
+def _write_datalist(path: Path, split: dict[str, list[dict]], root: Path, settings: dict) -> None:
+    """Write a datalist, a case per line, whole or not at all; paths become relative to `root`."""
+
+    def line(item: dict) -> str:
+        paths = {key: Path(os.path.relpath(item[key], root)).as_posix() for key in ("image", "label") if key in item}
+        return "\n  " + json.dumps(item | paths)
+
+    entries = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
+    entries += [f" {json.dumps(name)}: [{','.join(map(line, items))}]" for name, items in split.items()]
+    with whole(path) as aside:
+        aside.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
+
+
+def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m custom_modules.data", description="Build a datalist.")
+    layouts = parser.add_subparsers(dest="layout", required=True, metavar="|".join(LAYOUTS))
+    for layout, patterns in LAYOUTS.items():
+        sub = layouts.add_parser(layout, help=f"images at {', '.join(patterns)}")
+        target = CHAOS_KIDNEYS if layout == "chaos" else ()
+        sub.add_argument("--root", type=Path, required=True, help="folder (or one volume) to search")
+        sub.add_argument("--output", type=Path, required=True, help="datalist to write (.json)")
+        sub.add_argument("--glob", help=f"pattern of the images, relative to root (default: {' '.join(patterns)})")
+        sub.add_argument("--tags", type=Path, help="CSV case,slice,label in place of masks")
+        sub.add_argument("--target_labels", type=int, nargs="+", default=target, metavar="VALUE",
+                         help=f"mask values that make the target (default: {target or 'all above 0'})")  # fmt: skip
+        sub.add_argument("--slice_axis", type=int, default=2, choices=(0, 1, 2), help="axis of slices (default: 2)")
+        sub.add_argument("--min_area", type=int, default=0, help="pixels that a positive slice exceeds (default: 0)")
+        sub.add_argument("--folds", type=int, default=0, help="write N datalists, each with one fold as its test")
+        sub.add_argument("--seed", type=int, default=0, help="of the random split (default: 0)")
+        sub.add_argument("--splits", type=Path, help="JSON of given splits or folds, by case name")
+    args = parser.parse_args(argv)
+    if args.min_area < 0:
+        parser.error(f"--min_area must be 0 or more; got {args.min_area}")
+    if args.splits and args.folds:
+        parser.error("give --splits or --folds, not both: a file of splits has its own folds")
+    return args
+
+
+def _report(title: str, lines: Sequence[str], limit: int = 20) -> None:
+    more = [f"... and {len(lines) - limit} more"] if len(lines) > limit else []
+    if lines:
+        print("\n  ".join([f"{title} ({len(lines)}):", *lines[:limit], *more]))
+
+
+def _build(args: argparse.Namespace) -> None:
+    """Find the cases, tag their slices, split them by patient, write the datalist (one per fold) and report."""
+    rule = {key: getattr(args, key) for key in ("target_labels", "slice_axis", "min_area")}
+    cases = find_cases(args.root, args.layout, args.glob)
+    usable, skipped, notes = tag_cases(cases, read_tags(args.tags) if args.tags else None, **rule)
+    if not usable:
+        raise ValueError("no usable case. " + " ".join(f"{case}: {why}" for case, why in skipped.items()))
+    tagged = [item for item in usable if "slice_labels" in item]
+    untagged = [item for item in usable if "slice_labels" not in item]
+    left_out: list[str] = []
+    if args.splits:
+        place = read_splits(args.splits)
+        left_out = [item["case"] for item in tagged if item["case"] not in place]
+        tagged = [item for item in tagged if item["case"] in place]
+        if not tagged:
+            raise ValueError(f"{args.splits} names none of the cases found: {', '.join(left_out[:5])} ...")
+        splits = expand_splits(tagged, place)
+    else:
+        splits = split_cases(tagged, args.seed, folds=args.folds)
+
+    target = f"label in {list(args.target_labels)}" if args.target_labels else "label > 0"
+    source = args.tags or f"{target} on more than {args.min_area} pixels"
+    print(f"{len(cases)} cases found in {args.root} ({args.layout}); a slice is positive by: {source}")
+    for k, split in enumerate(splits):
+        path = args.output if len(splits) == 1 else args.output.with_stem(f"{args.output.stem}_fold{k}")
+        split |= {"untagged": untagged} if untagged else {}
+        _write_datalist(path, split, args.root if args.root.is_dir() else args.root.parent, rule)
+        print(f"{path}\n  {'section':<12}{'cases':>7}{'slices':>8}{'positive':>10}")
+        for name, items in split.items():
+            tags = [tag for item in items for tag in item.get("slice_labels", ())]
+            print(f"  {name:<12}{len(items):>7}{len(tags):>8}{sum(tags):>10}")
+    _report("skipped", [f"{case}: {why}" for case, why in skipped.items()])
+    _report("left out, not named in the splits", left_out)
+    _report("notes", [f"{case}: {note}" for case, note in notes.items()])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; a user's error ends it with a message and exit code 1."""
+    try:
+        _build(_parse_args(argv))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Datalists: how one is built from folders of volumes, read for training and inference, and checked before the work.
+
+A datalist is MONAI's decathlon JSON: lists of cases under `training`, `validation` and `test`,
+
+    {"case": "p1", "image": "p1/p1_flair.nii.gz", "slice_labels": [0, 1, ...], "label"?: ..., "channel"?: 0}
+
+`slice_labels[i]` says whether index i of the stored array along `slice_axis` shows the target. Paths are relative to
+the folder that was searched. Cases without tags stand under `untagged`: good for inference, of no use for training.
+
+    python -m custom_modules.data brats --root DIR --output DIR/datalist.json
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from custom_modules.data.geometry import UNREADABLE, in_a_line, read_geometry
+from custom_modules.data.labels import check_label, load_label
+from custom_modules.data.layouts import LAYOUTS, find_cases, name_apart, stem_of
+from custom_modules.data.splits import SECTIONS
+from custom_modules.data.tags import tag_cases
+from custom_modules.files import read_json
+
+logger = logging.getLogger(__name__)
+
+
+def load_cases(
+    datalist: str | Path | None,
+    dataset_dir: str | Path,
+    section: str | Sequence[str] | None = None,
+    with_label: bool = False,
+    discover: bool = False,
+    allow_empty: bool = False,
+) -> list[dict]:
+    """Read the cases of a datalist.
+
+    Args:
+        datalist: JSON file; None: `datalist.json` in `dataset_dir`.
+        dataset_dir: folder that the paths are relative to; what is not there is sought beside the datalist.
+        section: section or sections to read; None: all.
+        with_label: keep the key `label`. Training does without, so that it cannot see a mask.
+        discover: where there is no datalist, take what `find_cases` finds in `dataset_dir`.
+        allow_empty: sections that are there but empty are no error (the validation of folds is), nor is no datalist
+            at all in `dataset_dir` (MONAI Label trains without).
+
+    Returns:
+        `{"case", "image", "slice_labels"?, "label"?, "channel"?}`, with unique names and absolute paths.
+
+    Raises:
+        FileNotFoundError: no such folder, no datalist, or none of its images exists.
+        ValueError: a section is missing, or all are empty (without `allow_empty`).
+    """
+    if not os.path.exists(dataset_dir):
+        raise FileNotFoundError(f"dataset_dir {dataset_dir} does not exist.")
+    path = Path(datalist or Path(dataset_dir) / "datalist.json")
+    build = f"Build one: python -m custom_modules.data {'|'.join(LAYOUTS)} --root {dataset_dir} --output {path}"
+    if path.is_file():
+        folders = [Path(os.path.abspath(folder)) for folder in (dataset_dir, path.parent)]
+        items = [_absolute(item, folders) for item in _read_sections(path, section, build)]
+        if not items and not allow_empty:
+            raise ValueError(f"no case in section {section or 'any'} of {path}: all asked for are empty. {build}")
+        if items and not any(os.path.exists(item["image"]) for item in items):
+            raise FileNotFoundError(f"none of the images of {path} exists, for example {items[0]['image']}. Set "
+                                    f"dataset_dir to the folder that it was built with (--root). {build}")  # fmt: skip
+        items = name_apart(items, folders[0])
+    elif datalist is None and discover:
+        items = find_cases(dataset_dir)
+    elif datalist is None and allow_empty:
+        items = []
+    else:
+        raise FileNotFoundError(f"datalist {path} does not exist. {build}")
+    return [{key: value for key, value in item.items() if with_label or key != "label"} for item in items]
+
+
+def labelled_cases(
+    datalist: str | Path | None,
+    dataset_dir: str | Path,
+    section: str | Sequence[str] | None = None,
+    target_labels: Sequence[int] | None = None,
+    slice_axis: int = 2,
+    allow_empty: bool = False,
+) -> list[dict]:
+    """Read the cases for evaluation: those with a label, all with `slice_labels`, `image_file` and `label_file`.
+
+    A case that comes without tags (no datalist) gets those of its label. `group` is the folder above the case's own.
+
+    Raises:
+        ValueError: no case has a label on disk (without `allow_empty`); and what `load_cases` raises.
+    """
+    cases = load_cases(datalist, dataset_dir, section, True, discover=not allow_empty, allow_empty=allow_empty)
+    with_label = [case for case in cases if "label" in case and os.path.exists(case["label"])]
+    if not with_label and not allow_empty:
+        raise ValueError(f"none of the {len(cases)} cases in {dataset_dir} has a label to be compared with.")
+    tagged = [case for case in with_label if "slice_labels" in case]
+    untagged = [case for case in with_label if "slice_labels" not in case]
+    usable, skipped, _ = tag_cases(untagged, target_labels=target_labels, slice_axis=slice_axis)
+    for case, why in skipped.items():
+        logger.warning("case %s is left out: %s", case, why)
+    return [
+        {key: value for key, value in case.items() if key != "label"}
+        | {"image_file": case["image"], "label_file": case["label"], "group": Path(case["image"]).parent.parent.name}
+        for case in tagged + usable
+    ]
+
+
+def _read_sections(path: Path, section: str | Sequence[str] | None, build: str) -> list[dict]:
+    asked = [section] if isinstance(section, str) else list(section or ())
+    content = read_json(path)
+    lists = {key: content[key] for key in dict.fromkeys([*SECTIONS, "untagged", *asked]) if key in content}
+    held = ", ".join(f"{key} ({len(items)} cases)" for key, items in lists.items()) or "none"
+    if missing := [key for key in asked if key not in lists]:
+        raise ValueError(f"datalist {path} has no section {', '.join(missing)}; its sections: {held}. {build}")
+    # a decathlon list may hold bare paths
+    items = [item if isinstance(item, dict) else {"image": item} for key in asked or lists for item in lists[key]]
+    if bad := [item for item in items if not isinstance(item.get("image"), str)]:
+        raise ValueError(f"every case of {path} must have an image (a path); got {bad[0]}.")
+    return items
+
+
+def _absolute(item: dict, folders: Sequence[Path]) -> dict:
+    """Join the paths to the first folder in which they exist (else the first), and name the case if it has no name."""
+    item = {"case": stem_of(Path(item["image"]))} | item
+    for key in {"image", "label"} & set(item):
+        paths = [os.path.normpath(folder / item[key]) for folder in folders]
+        item[key] = next((path for path in paths if os.path.exists(path)), paths[0])
+    return item
+
+
+def check_cases(
+    items: Sequence[dict], require_labels: bool = True, with_label: bool = False, slice_axis: int = 2
+) -> dict[str, int]:
+    """Check a data set before the work: images readable and 3D, tags that fit the slices, masks that fit the images.
+
+    Args:
+        items: cases as from `load_cases`.
+        require_labels: every case must have `slice_labels`, and the list both classes.
+        with_label: a `label`, where a case has one, must agree with the image in shape and affine.
+        slice_axis: the axis that the tags speak of.
+
+    Returns:
+        `{"n_cases", "n_slices", "n_positive"}`; slices of tagged cases.
+
+    Raises:
+        ValueError: lists the problems of all cases (20, and how many more).
+    """
+    problems = []
+    for item in items:
+        try:
+            _check_case(item, require_labels, with_label, slice_axis)
+        except UNREADABLE as error:
+            problems.append(f"{item['case']}: {in_a_line(error)} ({item['image']})")
+    tags = [tag for item in items for tag in item.get("slice_labels", ())]
+    if require_labels and not problems and set(tags) != {0, 1}:
+        problems.append(f"slice_labels must hold both 0 and 1; got {sum(tags)} ones in {len(tags)} slices.")
+    if problems:
+        more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
+        raise ValueError("\n  ".join([f"{len(problems)} problem(s) in the data set:", *problems[:20], *more]))
+    return {"n_cases": len(items), "n_slices": len(tags), "n_positive": sum(tags)}
+
+
+def _check_case(item: dict, require_labels: bool, with_label: bool, slice_axis: int) -> None:
+    if missing := [key for key in ("image", "label") if key in item and not os.path.exists(item[key])]:
+        if with_label or "image" in missing:
+            raise FileNotFoundError(f"the {missing[0]} {item[missing[0]]} does not exist.")
+    shape, _ = read_geometry(item["image"], item.get("channel"))
+    tags = item.get("slice_labels")
+    if tags is None and require_labels:
+        raise ValueError("it has no slice_labels.")
+    if tags is not None and len(tags) != shape[slice_axis]:
+        raise ValueError(f"it has {len(tags)} slice_labels, but axis {slice_axis} of its shape {shape} differs.")
+    if not set(tags or ()) <= {0, 1}:
+        raise ValueError(f"slice_labels must be 0 or 1; got {sorted(set(tags))}.")
+    if with_label and "label" in item:
+        label = item["label"]
+        check_label(item, read_geometry(label)[0] if os.path.isfile(label) else load_label(label, item["image"]).shape)

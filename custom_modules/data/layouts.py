@@ -1,0 +1,112 @@
+"""Layouts: where data sets keep their volumes and labels on disk, and how their geometry, labels and tags are read.
+
+A case is one volume, `{"case", "image", "label"?, "channel"?}`. Every rule that belongs to one data set (BraTS, MSD,
+CHAOS) stands in this file; the others see cases and arrays.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from glob import glob as glob_paths
+from pathlib import Path
+
+LAYOUTS = {  # where each layout keeps its images; `glob` takes the place of these patterns
+    "brats": ("**/*_flair.nii*", "**/*-t2f.nii*"),
+    "msd": ("**/imagesTr/*.nii*",),
+    "chaos": ("**/T2SPIR/DICOM_anon", "**/*_t2spir.nii*"),
+    "volumes": ("**/*.nii*", "**/"),
+}
+CHAOS_KIDNEYS = (2, 3, 126, 189)  # right and left; 2, 3 in NIfTI copies, 126, 189 in the published PNGs
+NOT_IMAGES = re.compile(r"[_-](seg|mask|saliency)$")  # labels, and what our own inference writes
+
+
+def find_cases(root: str | Path, layout: str = "auto", glob: str | None = None) -> list[dict]:
+    """Find the volumes below a folder. Links are followed, hidden files are not seen.
+
+    Args:
+        root: a folder, or one volume (a NIfTI file, the folder of a DICOM series).
+        layout: `brats`, `msd`, `chaos`, `volumes`, or `auto`: the first of these that finds something.
+        glob: pattern relative to `root` in place of the layout's own (with `auto`: of `volumes`).
+
+    Returns:
+        Cases in the order of their paths, `{"case", "image", "label"?, "channel"?}`, with unique names and absolute
+        paths. An image is a NIfTI file or the folder of a DICOM series, a label a NIfTI file or a folder of PNGs.
+
+    Raises:
+        FileNotFoundError: `root` does not exist.
+        ValueError: unknown layout, or nothing found.
+    """
+    root = Path(os.path.abspath(root))
+    if layout not in ("auto", *LAYOUTS):
+        raise ValueError(f"layout must be one of auto, {', '.join(LAYOUTS)}; got {layout!r}.")
+    if not root.exists():
+        raise FileNotFoundError(f"dataset folder {root} does not exist.")
+    if _is_image(root):
+        fitting = (name for name, patterns in LAYOUTS.items() if any(fnmatch(str(root), p) for p in patterns))
+        return [_describe(root, next(fitting, "volumes") if layout == "auto" else layout)]
+    tried = [layout] if layout != "auto" else ["volumes"] if glob else list(LAYOUTS)
+    for name in tried:
+        if images := _glob_images(root, [glob] if glob else LAYOUTS[name]):
+            return name_apart([_describe(image, name) for image in images], root)
+    patterns = [glob] if glob else [pattern for name in tried for pattern in LAYOUTS[name]]
+    raise ValueError(f"no volume found: {root} holds no NIfTI file or DICOM series that fits {', '.join(patterns)}.")
+
+
+def _glob_images(root: Path, patterns: Iterable[str]) -> list[Path]:
+    found = {root / name for pattern in patterns for name in glob_paths(pattern, root_dir=root, recursive=True)}
+    unpacked_twins = {path.with_suffix("") for path in found if path.suffix == ".gz"}
+    return sorted(p for p in found - unpacked_twins if _is_image(p) and not NOT_IMAGES.search(stem_of(p)))
+
+
+def _is_image(path: Path) -> bool:
+    """Whether this is a NIfTI file or a folder that directly holds DICOM files."""
+    if path.is_file():
+        return path.name.endswith((".nii", ".nii.gz"))
+    for file in sorted(path.iterdir()) if path.is_dir() else ():
+        may_be = file.suffix.lower() in ("", ".dcm", ".ima") or file.suffix[1:].isdigit()
+        other = file.name.startswith(".") or file.name == "DICOMDIR" or NOT_IMAGES.search(file.stem)
+        if may_be and not other and file.is_file():
+            with file.open("rb") as stream:
+                if stream.read(132)[128:] == b"DICM":
+                    return True
+    return False
+
+
+def stem_of(path: Path) -> str:
+    return path.name if path.is_dir() else re.sub(r"\.nii(\.gz)?$", "", path.name)
+
+
+def _describe(image: Path, layout: str) -> dict:
+    """Name a case by the rule of its layout and find its label."""
+    stem = stem_of(image)
+    without_modality = re.sub(r"(?<=.)[_-][^_-]+$", "", stem)
+    endings = ("_seg.nii.gz", "_seg.nii", "-seg.nii.gz", "-seg.nii")
+    labels = [image.with_name(name + ending) for name in (stem, without_modality) for ending in endings]
+    item = {"case": stem if layout in ("msd", "volumes") else without_modality, "image": str(image)}
+    if layout == "chaos" and image.is_dir():
+        item["case"] = f"chaos_{image.parents[1].name:0>2}"
+        labels = [image.with_name("Ground")]
+    elif layout == "msd":
+        item["channel"] = 0  # FLAIR
+        labels = [image.parents[1] / "labelsTr" / image.name]
+    label = next((path for path in labels if path.exists()), None)
+    return item | ({"label": str(label)} if label else {})
+
+
+def name_apart(cases: list[dict], root: Path) -> list[dict]:
+    """Put the folders between root and image before names that occur more than once, and a number if need be."""
+    counts = Counter(item["case"] for item in cases)
+    taken: set[str] = set()
+    for item in cases:
+        name = item["case"]
+        if counts[name] > 1:
+            folders = Path(os.path.relpath(item["image"], root)).parent.parts
+            name = "_".join([*(folder for folder in folders if folder not in ("..", name)), name])
+        numbered = (name, *(f"{name}_{i}" for i in range(2, len(cases) + 1)))
+        item["case"] = next(unique for unique in numbered if unique not in taken)
+        taken.add(item["case"])
+    return cases

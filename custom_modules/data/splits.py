@@ -1,0 +1,114 @@
+"""Splits by patient: who trains, validates and tests, at random under a seed or as a file says.
+
+Slices of one patient in training and test would flatter every result, so it is patients that are divided, each group
+(hospital, folder) in the same proportions.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from custom_modules.files import read_json
+
+SECTIONS = ("training", "validation", "test")
+
+
+def patient_of(case: str) -> str:
+    """Patient of a case: BraTS time points (`BraTS-GLI-00001-000`, `-001`) share one, else each case is one."""
+    return re.sub(r"^(BraTS-[A-Za-z]+-\d+)-\d{3}$", r"\1", case)
+
+
+def split_cases(cases: list[dict], seed: int = 0, folds: int = 0) -> list[dict[str, list[dict]]]:
+    """Divide cases by patient, at random under a seed, each group (hospital, folder) in the same proportions.
+
+    Args:
+        cases: `{"case", "image", ...}`.
+        seed: of the random order.
+        folds: 0 for one split (8:1:1; from 3 patients on, each section gets one), or the number N of folds.
+
+    Returns:
+        One split `{"training", "validation", "test"}`, or N: fold k is the test, the others are the training.
+
+    Raises:
+        ValueError: folds that are 1 or more than the patients.
+    """
+    order = _stratified_order(cases, seed)
+    if folds < 0 or folds == 1 or folds > len(order):
+        raise ValueError(f"folds must be 0, or from 2 to the number of patients ({len(order)}); got {folds}.")
+    dealt = [i % folds for i in range(len(order))] if folds else _deal(len(order))
+    place = dict(zip(order, dealt, strict=True))
+    return expand_splits(cases, {item["case"]: place[patient_of(item["case"])] for item in cases})
+
+
+def _stratified_order(cases: list[dict], seed: int) -> list[str]:
+    """Patients, group after group; the order of the groups and within them is random."""
+    group: dict[str, str] = {}
+    for item in sorted(cases, key=lambda item: item["case"]):
+        hospital = re.match(r"TCGA[_-]([A-Za-z0-9]{2})[_-]", item["case"])
+        folder = Path(item["image"]).parent
+        folder = folder.parent if folder.name == item["case"] else folder
+        group.setdefault(patient_of(item["case"]), hospital[1] if hospital else folder.name)
+    patients = list(group)
+    random.Random(seed).shuffle(patients)
+    rank = {name: i for i, name in enumerate(dict.fromkeys(group[patient] for patient in patients))}
+    return sorted(patients, key=lambda patient: rank[group[patient]])
+
+
+def _deal(n: int) -> list[str]:
+    """Deal n places in a row to the sections, so that every stretch of the row holds each in about its share."""
+    tenth = max(round(n * 0.1), int(n >= 3))
+    quota = dict(zip(SECTIONS, (n - 2 * tenth, tenth, tenth), strict=True))
+    dealt: list[str] = []
+    for i in range(1, n + 1):
+        unfilled = [name for name in SECTIONS if dealt.count(name) < quota[name]]
+        dealt.append(max(unfilled, key=lambda name: i * quota[name] / n - dealt.count(name)))
+    return dealt
+
+
+def expand_splits(cases: list[dict], place: dict[str, str | int]) -> list[dict[str, list[dict]]]:
+    """Splits from the place of each case, a section or the number of a fold: one split, or one per fold."""
+    n_folds = max((place[item["case"]] + 1 for item in cases if isinstance(place[item["case"]], int)), default=0)
+
+    def section(p: str | int, fold: int) -> str:
+        return p if isinstance(p, str) else "test" if p == fold else "training"
+
+    return [
+        {name: [item for item in cases if section(place[item["case"]], fold) == name] for name in SECTIONS}
+        for fold in range(max(n_folds, 1))
+    ]
+
+
+def read_splits(path: str | Path) -> dict[str, str | int]:
+    """Read given splits: a JSON that holds, at any depth, lists of case names under `training`, `validation`, `test`,
+    or lists of such lists under `folds`.
+
+    Returns:
+        `{case: section, or number of its fold}`.
+
+    Raises:
+        ValueError: nothing of this is there, or a patient stands in two places.
+    """
+    place: dict[str, str | int] = {}
+    place_of_patient: dict[str, str | int] = {}
+    for where, names in _named_lists(read_json(path)):
+        for name in names:
+            first = place_of_patient.setdefault(patient_of(name), where)
+            if first != where:
+                raise ValueError(f"{path} puts the patient of {name} in two places: {first} and {where}.")
+            place[name] = where
+    if not place:
+        raise ValueError(f"{path} must hold lists of cases under {', '.join(SECTIONS)} or folds; got none.")
+    return place
+
+
+def _named_lists(node: dict) -> Iterator[tuple[str | int, list[str]]]:
+    for key, value in node.items():
+        if key in SECTIONS:
+            yield key, value
+        elif key == "folds":
+            yield from enumerate(value)
+        elif isinstance(value, dict):
+            yield from _named_lists(value)

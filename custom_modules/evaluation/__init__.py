@@ -1,0 +1,1 @@
+"""Evaluation: masks against labels, slice by slice and volume by volume."""

@@ -1,0 +1,136 @@
+"""A mask as a DICOM Segmentation that refers to its series."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from custom_modules import __version__
+from custom_modules.files import result_file, whole
+
+if TYPE_CHECKING:
+    from highdicom.seg import Segmentation, SegmentDescription
+    from pydicom import Dataset
+from custom_modules.data.dicom import TOLERANCE, read_series, slice_planes
+
+logger = logging.getLogger(__name__)
+CODES = ("category", "type", "region", "family")
+# highdicom wants them in the source, where they may be empty; anonymisation often takes them away
+MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
+                "StudyDate", "StudyTime")  # fmt: skip
+
+
+class SaveDicomSegd(MapTransform):
+    """Writes the mask as `<output_dir>/<stem>/<stem>_seg.dcm`: a binary DICOM Segmentation, whole or not at all.
+
+    It has one frame for each slice of the source series, empty ones too, at that slice's own position: the mask voxel
+    for voxel, and valid where nothing was found. `keys` hold a mask MetaTensor (1, W, H, D) of 0 and 1 on the grid of
+    the series; its case has "stem", and the `image_key` entry the folder of the series as `filename_or_obj`.
+
+    Args:
+        output_dir: of the results.
+        segment: what the mask shows: "label" (text), and "category", "type", "region" (of the body) and "family" (of
+            the algorithm), codes as [value, coding scheme, meaning].
+        algorithm: its name.
+        image_key: the image that the mask is of.
+
+    Raises:
+        ValueError: if `segment` is not made so, or the mask does not lie on the series.
+    """
+
+    def __init__(
+        self, output_dir: str, segment: Mapping, algorithm: str, keys="pred", image_key: str = "image"
+    ) -> None:
+        super().__init__(keys)
+        for name in CODES:
+            code = segment.get(name)
+            if not (isinstance(code, Sequence) and len(code) == 3 and all(isinstance(part, str) for part in code)):
+                raise ValueError(
+                    f'segment: {name} must be a code, ["value", scheme, meaning], with the value in quotes; got {code}.'
+                )
+        if unknown := set(segment) ^ {"label", *CODES}:
+            raise ValueError(f"segment must have label, {', '.join(CODES)}; got or lacks {', '.join(sorted(unknown))}.")
+        self.output_dir, self.segment, self.algorithm = output_dir, dict(segment), algorithm
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict:
+        for key in self.key_iterator(data):
+            headers = read_series(data[self.image_key].meta["filename_or_obj"])
+            frames = mask_frames(data[key], headers)
+            if not frames.any():
+                logger.info("case %s: nothing was found; the frames of its DICOM Segmentation are empty", data["case"])
+            with whole(result_file(self.output_dir, data["stem"], "seg.dcm")) as aside:
+                segmentation(headers, frames, self.segment, self.algorithm).save_as(aside)
+        return dict(data)
+
+
+def mask_frames(mask: MetaTensor, headers: Sequence[Dataset]) -> np.ndarray:
+    """The mask (1, W, H, D) as frames (D, rows H, columns W) bool, in the order of the series it was made of.
+
+    Raises:
+        ValueError: its slices do not lie where those of the series do.
+    """
+    frames = np.asarray(mask[0].as_tensor().cpu().to(torch.bool)).T
+    positions, orientations = slice_planes(headers)
+    size = (len(positions), headers[0].Rows, headers[0].Columns)
+    affine = np.diag([-1, -1, 1, 1]) @ np.asarray(mask.affine.cpu())  # RAS -> LPS
+    own = affine[:3, 3] + np.arange(len(frames))[:, None] * affine[:3, 2]
+    axes = affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)  # of a row, and of a column
+    turned = np.abs(axes.T.ravel() - orientations[0]).max() > 1e-2
+    if frames.shape != size or turned or np.abs(own - positions).max() > TOLERANCE * np.linalg.norm(affine[:3, 2]):
+        raise ValueError(f"the mask, {frames.shape} from {own[0]}, is not on its series, {size} from {positions[0]}.")
+    return frames
+
+
+def segmentation(headers: Sequence[Dataset], frames: np.ndarray, segment: Mapping, algorithm: str) -> Segmentation:
+    """DICOM Segmentation of the series with `headers`; `frames` (D, H, W) bool belong to its slices in order."""
+    import highdicom
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    for header in headers:
+        for name in MAY_BE_EMPTY:
+            if name not in header:
+                setattr(header, name, None)
+    return highdicom.seg.Segmentation(
+        source_images=headers,
+        pixel_array=frames,
+        segmentation_type="BINARY",
+        segment_descriptions=[describe_segment(segment, algorithm)],
+        series_instance_uid=highdicom.UID(),
+        series_number=1000 + int(headers[0].get("SeriesNumber") or 0),
+        series_description=f"{segment['label']}, {algorithm}",
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="weak-diffusion-segmentation",
+        manufacturer_model_name=algorithm,
+        software_versions=__version__,
+        device_serial_number="0",  # must be there, and software has none
+        content_description=f"{segment['label']}, for research only",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        omit_empty_frames=False,
+    )
+
+
+def describe_segment(segment: Mapping, algorithm: str) -> SegmentDescription:
+    """Segment 1, made by this version of `algorithm`; `segment` as in `SaveDicomSegd`."""
+    import highdicom
+    from pydicom.sr.coding import Code
+
+    codes = {name: Code(*segment[name]) for name in CODES}
+    return highdicom.seg.SegmentDescription(
+        segment_number=1,
+        segment_label=segment["label"],
+        segmented_property_category=codes["category"],
+        segmented_property_type=codes["type"],
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=highdicom.AlgorithmIdentificationSequence(
+            name=algorithm, family=codes["family"], version=__version__, source="weak-diffusion-segmentation"
+        ),
+        anatomic_regions=[codes["region"]],
+    )

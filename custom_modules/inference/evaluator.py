@@ -1,0 +1,102 @@
+"""The evaluator over volumes: one bad case is reported by name, the others are finished, and nothing is done twice.
+
+MONAI's evaluator ends at the first exception; in an archive of a thousand volumes that is the wrong one to lose.
+Several processes (torchrun) divide the cases by the data loader's sampler, and all of them end with the same report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+
+import ignite.distributed as idist
+from ignite.engine import Engine
+from monai.engines import SupervisedEvaluator
+from monai.engines.utils import PrepareBatch
+
+from custom_modules.inference.cases import DONE, ERROR, reason
+
+logger = logging.getLogger(__name__)
+
+
+class VolumeBatch(PrepareBatch):
+    """Batch of `CaseDataset` -> image (B, 1, H, W, D) on the engine's device, and the tags where the case has them."""
+
+    def __call__(self, batchdata: Mapping, device=None, non_blocking: bool = False, **kwargs):
+        image = batchdata["image"].to(device=device, non_blocking=non_blocking)
+        return image, None, (), {"slice_labels": batchdata["slice_labels"]} if "slice_labels" in batchdata else {}
+
+
+class VolumeEvaluator(SupervisedEvaluator):
+    """MONAI's evaluator that goes on after a failed case and raises at the end, naming all of them.
+
+    `failures` maps case to reason, after a run those of all processes; `seen` holds the cases of this process and
+    `done` the stems of those that were there already. After each iteration `state.output` is a list of one dict a
+    volume, which holds the case's own entries too, or is empty when the case failed or was there.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        self.failures: dict[str, str] = {}
+        self.seen: list[str] = []
+        self.done: list[str] = []
+        super().__init__(*args, **kwargs)
+
+    @cached_property
+    def cases(self) -> dict[str, dict]:
+        """The cases of the data set by their stems, in order: all of them, whichever the data loader gives."""
+        return {case["stem"]: case for case in self.data_loader.dataset.data}
+
+    def _iteration(self, engine: Engine, batchdata: Mapping) -> list[dict]:
+        cases = list(batchdata["case"])
+        rank = f" on rank {idist.get_rank()}" if idist.get_world_size() > 1 else ""
+        there = ": there already" if DONE in batchdata else ""
+        number = f"({engine.state.iteration} of {engine.state.epoch_length}{rank})"
+        logger.info("case %s %s%s", ", ".join(cases), number, there)
+        self.seen += cases
+        if there:
+            self.done += batchdata["stem"]
+            return []
+        try:
+            if ERROR in batchdata:
+                raise RuntimeError(batchdata[ERROR][0])
+            super()._iteration(engine, batchdata)
+        except Exception as error:
+            why = batchdata[ERROR][0] if ERROR in batchdata else reason(error)
+            self.failures.update(dict.fromkeys(cases, why))
+            logger.error("case %s failed: %s", ", ".join(cases), why)
+            return []
+        items = zip(engine.state.batch, engine.state.output, self.inferer.facts, strict=True)
+        return [{**item, **output, **facts} for item, output, facts in items]
+
+    def run(self, global_epoch: int = 1) -> None:
+        """Evaluates every case; of several processes, each those that its data loader gives it.
+
+        Raises:
+            RuntimeError: after the last case, in every process, if any failed in any of them.
+        """
+        self.failures, self.seen, self.done = {}, [], []
+        super().run(global_epoch)
+        failures, seen, done = zip(*idist.all_gather((self.failures, self.seen, self.done)))
+        self.failures, n_cases = dict(sorted(ChainMap(*failures).items())), len(set().union(*seen))
+        if idist.get_rank() == 0 and any(done):
+            logger.info(
+                "%d of %d cases were there already, made with the same settings, overrides, first config file, "
+                "weights and image (--overwrite True does them anew)", len(set().union(*done)), n_cases
+            )  # fmt: skip
+        if self.failures:
+            listed = "\n".join(f"  {case}: {why}" for case, why in self.failures.items())
+            raise RuntimeError(f"{len(self.failures)} of {n_cases} cases failed:\n{listed}")
+
+
+@contextlib.contextmanager
+def one_case(engine: VolumeEvaluator, case: str) -> Iterator[None]:
+    """For handlers: an error ends the case, which then is no output any more but one of `failures`, and not the run."""
+    try:
+        yield
+    except Exception as error:
+        engine.failures[case] = reason(error)
+        engine.state.output = [item for item in engine.state.output if item["case"] != case]
+        logger.error("case %s failed: %s", case, engine.failures[case])

@@ -1,0 +1,181 @@
+"""From a volume to slices, through any saliency method, and back to a volume.
+
+The inferer knows no method: a method is a callable `(x_0 (B, 1, H, W), network, slices) -> (B, C, H, W)`, put in by the
+config; C is 1, or the number of maps whose spread tells how sure the method is. The inferer decides which slices are
+worth the work (the gate), batches them, and returns a volume with the input's meta data, so that MONAI's `Invertd` can
+bring it back to the input's grid.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import ignite.distributed as idist
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from monai.networks.layers import GaussianFilter
+from scipy.ndimage import gaussian_filter1d
+from torch import nn
+from tqdm import tqdm
+
+from custom_modules.data.tag_volume import slice_tags
+from custom_modules.inference.body import body_mask
+from custom_modules.networks.precision import autocast
+
+GATES = ("classifier", "tags", "all")
+
+
+class SaliencyInferer(Inferer):
+    """Runs a saliency method on the positive slices of volumes.
+
+    Args:
+        method: `(x_0 (B, 1, H, W) float32 in [-1, 1], network, slices) -> (B, C, H, W)`.
+        gate: which slices are processed: `classifier` (probability at t = 0 above `gate_threshold`), `tags` (those the
+            case's `slice_labels` call positive) or `all`. Slices without body are never processed.
+        gate_threshold: probability in [0, 1].
+        gate_smoothing: standard deviation, in slices, of a Gaussian over the classifier's logits: a slice whose
+            neighbours show the target probably does, too. 0 for none.
+        gate_size: side in pixels of the slices that the classifier learned from, to which it gets them resized; None:
+            it sees them as they are.
+        batch_size: slices a batch.
+        blur: standard deviation, in pixels, of a Gaussian over each slice's map; 0 for none (the paper).
+        intensity_power: the map is multiplied by the slice's intensity in [0, 1] to this power: the map knows where a
+            bright target is, the image knows its border; 0 for the map alone (the paper).
+        erosion: pixels taken off the rim of the body, outside of which the map does not count (the scalp competes).
+        smoothing: standard deviation, in slices, of a Gaussian over the processed slices; 0 for none.
+        slice_axis: axis of the given (H, W, D) array along which the slices run.
+        amp: bf16 for the gate where the hardware has it.
+
+    Call: `inputs` (B, 1, H, W, D) float32 in [-1, 1], MetaTensor or tensor, the `network`, and for `gate="tags"` the
+    tag volume `slice_labels` (B, 1, H', W', D). Returns a MetaTensor (B, C + 1, H, W, D) float32: the saliency maps (0
+    in slices not processed) and last the region that counts (1 in the eroded body of processed slices, else 0), apart,
+    so that bringing them back to the input's grid makes no rim. `facts` then holds, for each volume of the last call,
+    "seconds_per_slice" (the method's own time), "n_slices" (processed) and, where the classifier is the gate,
+    "gate_probability" (its probability of y1 for each slice).
+
+    Raises:
+        ValueError: if a setting is out of its range, or tags are asked for and the case has none.
+    """
+
+    def __init__(
+        self,
+        method: Callable[[torch.Tensor, nn.Module, Sequence[int]], torch.Tensor],
+        gate: str = "classifier",
+        gate_threshold: float = 0.5,
+        gate_smoothing: float = 0.0,
+        gate_size: int | None = None,
+        batch_size: int = 16,
+        blur: float = 0.0,
+        intensity_power: float = 0.0,
+        erosion: int = 0,
+        smoothing: float = 0.0,
+        slice_axis: int = 2,
+        amp: bool = True,
+    ) -> None:
+        super().__init__()
+        if gate not in GATES:
+            raise ValueError(f"gate must be one of {list(GATES)}; got {gate!r}.")
+        if not 0 <= gate_threshold <= 1:
+            raise ValueError(f"gate_threshold is a probability and must be in [0, 1]; got {gate_threshold}.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1; got {batch_size}.")
+        weights = {"gate_smoothing": gate_smoothing, "blur": blur, "intensity_power": intensity_power}
+        weights |= {"erosion": erosion, "smoothing": smoothing}
+        for name, value in weights.items():
+            if not value >= 0:
+                raise ValueError(f"{name} must be >= 0; got {value}.")
+        if slice_axis not in (0, 1, 2):
+            raise ValueError(f"slice_axis must be 0, 1 or 2; got {slice_axis}.")
+        self.method, self.gate, self.gate_threshold = method, gate, gate_threshold
+        self.gate_smoothing, self.gate_size = gate_smoothing, gate_size
+        self.batch_size, self.blur, self.intensity_power = batch_size, blur, intensity_power
+        self.erosion, self.smoothing = erosion, smoothing
+        self.slice_axis, self.amp = slice_axis, amp
+        self.facts: list[dict] = []
+
+    def __call__(
+        self, inputs: torch.Tensor, network: nn.Module, slice_labels: torch.Tensor | None = None
+    ) -> MetaTensor:
+        results = [
+            self._volume(volume, network, None if slice_labels is None else slice_labels[i])
+            for i, volume in enumerate(inputs)
+        ]
+        self.facts = [facts for _, facts in results]
+        saliency = MetaTensor(torch.stack([volume for volume, _ in results]))
+        return saliency.copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else saliency
+
+    def _volume(self, volume: torch.Tensor, network: nn.Module, tags: torch.Tensor | None):
+        volume = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+        slices = volume.movedim(1 + self.slice_axis, 0)  # (D, 1, H, W)
+        body = torch.as_tensor(body_mask(slices[:, 0].movedim(0, -1).cpu().numpy(), self.erosion)).movedim(-1, 0)
+        score = self._gate(slices, network, tags)
+        chosen = (score > (self.gate_threshold if self.gate == "classifier" else 0)) & body.flatten(1).any(dim=1)
+        indices = chosen.nonzero().flatten().tolist()
+        saliency = slices.new_zeros(slices.shape)
+        seconds = []
+        batches = range(0, len(indices), self.batch_size)
+        for first in tqdm(batches, desc="slices", unit="batch", leave=False, disable=idist.get_rank() > 0):
+            batch = indices[first : first + self.batch_size]
+            x_0 = slices[batch].contiguous()
+            start = _clock(volume.device)
+            a = self.method(x_0, network, batch)
+            seconds += [(_clock(volume.device) - start) / len(batch)] * len(batch)
+            if first == 0:
+                saliency = slices.new_zeros(len(slices), *a.shape[1:])
+            saliency[batch] = self._weigh(a, x_0)
+        saliency = smooth_along(saliency, chosen, self.smoothing)
+        region = (body & chosen[:, None, None])[:, None].to(saliency)
+        warm = seconds[self.batch_size :] or seconds  # the first batch warms up
+        facts = {"seconds_per_slice": sum(warm) / max(len(warm), 1), "n_slices": len(indices)}
+        if self.gate == "classifier":
+            facts["gate_probability"] = score.tolist()
+        return torch.cat([saliency, region], dim=1).movedim(0, 1 + self.slice_axis), facts
+
+    def _weigh(self, a: torch.Tensor, x_0: torch.Tensor) -> torch.Tensor:
+        """The maps `a` (B, C, H, W), blurred and multiplied by the intensities of `x_0` (B, 1, H, W) in [-1, 1]."""
+        if self.blur:
+            a = GaussianFilter(2, self.blur).to(a.device)(a)  # each channel by itself
+        return a * ((x_0 + 1) / 2).clamp(min=0) ** self.intensity_power
+
+    def _gate(self, slices: torch.Tensor, network: nn.Module, tags: torch.Tensor | None) -> torch.Tensor:
+        """How positive each of the slices (D, 1, H, W) is, (D,) float: the classifier's probability, or 0 and 1."""
+        if self.gate == "all":
+            return torch.ones(len(slices))
+        if self.gate == "tags":
+            if tags is None:
+                raise ValueError(
+                    "gate is 'tags' but the case has no slice_labels; give a datalist with tags, or --gate classifier."
+                )
+            tags = tags.as_tensor() if isinstance(tags, MetaTensor) else tags
+            return slice_tags(tags.movedim(1 + self.slice_axis, -1)).float().cpu()
+        size = (self.gate_size, self.gate_size)
+        if self.gate_size is not None and slices.shape[-2:] != size:
+            slices = nn.functional.interpolate(slices, size, mode="bilinear", antialias=True)
+        with torch.no_grad(), autocast(slices.device, self.amp):
+            batches = slices.split(4 * self.batch_size)
+            logits = [network.classify(b.contiguous(), b.new_zeros(len(b), dtype=torch.long)) for b in batches]
+        logit = torch.cat(logits).float().diff(dim=1).cpu()[..., None, None]  # of p(y1), (D, 1, 1, 1)
+        everywhere = torch.ones(len(logit), dtype=torch.bool)
+        return smooth_along(logit, everywhere, self.gate_smoothing).sigmoid().flatten()
+
+
+def _clock(device: torch.device) -> float:
+    """Seconds, once the work queued on `device` is done: a GPU runs behind the calls."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def smooth_along(saliency: torch.Tensor, chosen: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian smoothing of `saliency` (D, C, H, W) over its processed slices, `chosen` (D,) bool, sigma in slices.
+
+    Normalised by the weight of the processed slices, so that a neighbour that was not looked at does not count as 0.
+    """
+    if not sigma or not chosen.any():
+        return saliency
+    weight = torch.as_tensor(gaussian_filter1d(chosen.double().numpy(), sigma, mode="constant"))
+    smooth = torch.as_tensor(gaussian_filter1d(saliency.cpu().numpy(), sigma, axis=0, mode="constant"))
+    smooth = smooth / weight.clamp(min=1e-6)[:, None, None, None]
+    return (smooth * chosen[:, None, None, None]).to(saliency)

@@ -1,0 +1,121 @@
+"""How a result came to be, written beside it; by it, a later run knows what is done."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import monai
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle.utils import ID_SEP_KEY
+from monai.engines.utils import IterationEvents
+
+from custom_modules import __version__
+from custom_modules.files import read_record, remove_partial, result_file, sha256, write_json
+from custom_modules.inference.evaluator import one_case
+from custom_modules.knobs import command_line
+
+VOLUMES, UNCERTAINTY, SEGMENTATION = ["mask.nii.gz", "saliency.nii.gz"], "uncertainty.nii.gz", "seg.dcm"
+VERSIONS = {
+    "custom_modules": __version__,
+    "monai": monai.__version__,
+    "torch": torch.__version__,
+    "python": platform.python_version(),
+}
+
+
+class Provenance:
+    """Writes `<output_dir>/<stem>/<stem>_provenance.json` beside each result, last: how it came to be.
+
+    By it, a later run knows what is done (`is_done`). So it is taken away before a result is replaced: a process that
+    is killed in between leaves none that speaks of other files. Of the command line of `monai.bundle`, it records the
+    nested ids (`a#b`) and the SHA-256 of the first config file; {} and None in a process that was started otherwise.
+
+    Args:
+        output_dir: of the results.
+        ckpt_path: the weights, whose SHA-256 is recorded; None where there are none.
+        settings: knobs to record.
+        gate_ckpt_path: the weights of the classifier where that is the gate, else None.
+        output_format: `dicom_seg`: a result has a DICOM Segmentation too.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        ckpt_path: str | None,
+        settings: Mapping,
+        gate_ckpt_path: str | None = None,
+        output_format: str = "nifti",
+    ) -> None:
+        self.output_dir, self.ckpt_path, self.gate_ckpt_path = Path(output_dir), ckpt_path, gate_ckpt_path
+        self.settings = json.loads(json.dumps(settings))  # as they are read back
+        given, files = command_line()
+        nested = {name.replace(ID_SEP_KEY, "#"): value for name, value in given.items()}
+        self.overrides = {name: value for name, value in nested.items() if "#" in name}
+        self.config_sha256 = sha256(files[0]) if files else None
+        self.volumes = [*VOLUMES, *([SEGMENTATION] if output_format == "dicom_seg" else [])]
+        self.volumes += [UNCERTAINTY] if self.settings.get("uncertainty") else []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, lambda: self._weights)  # once, before the loader's workers are forked
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._withdraw)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def is_done(self, case: Mapping) -> bool:
+        """Whether the result of `case` stands there whole, made by this version from the same (`_origin`)."""
+        facts = read_record(self._file(case["stem"]))
+        there = all(self._file(case["stem"], volume).is_file() for volume in self.volumes)
+        version = facts.get("versions", {}).get("custom_modules")
+        return there and version == __version__ and facts.items() >= self._origin(case).items()
+
+    def _file(self, stem: str, ending: str = "provenance.json") -> Path:
+        return result_file(self.output_dir, stem, ending)
+
+    @cached_property
+    def _weights(self) -> dict[str, str | None]:
+        paths = {"weights_sha256": self.ckpt_path, "gate_weights_sha256": self.gate_ckpt_path}
+        return {name: sha256(path) if path else None for name, path in paths.items()}
+
+    def _origin(self, case: Mapping) -> dict:
+        """What is recorded of all that a result depends on. Overlays are not: they show in `settings` alone."""
+        return {
+            "settings": self.settings,
+            "overrides": self.overrides,
+            "config_sha256": self.config_sha256,
+            **self._weights,
+            "image_sha256": sha256(case["image"]),
+            **{key: case.get(key) for key in ("channel", "slice_labels")},
+        }
+
+    def _withdraw(self, engine: Engine) -> None:
+        for path in map(self._file, engine.state.batch["stem"]):
+            path.unlink(missing_ok=True)
+            remove_partial(path.parent)
+        for stem in engine.state.batch["stem"]:  # with other settings, none takes its place
+            for optional in (SEGMENTATION, UNCERTAINTY):
+                self._file(stem, optional).unlink(missing_ok=True)
+
+    def __call__(self, engine: Engine) -> None:
+        for item in engine.state.output:
+            with one_case(engine, item["case"]):
+                write_json(self._file(item["stem"]), self._facts(item, engine.cases[item["stem"]]))
+
+    def _facts(self, item: Mapping, case: Mapping) -> dict:
+        facts = {
+            "case": item["case"],
+            "image": case["image"],
+            "label": item.get("label_file"),
+            "slices_processed": item["n_slices"],
+            "seconds_per_slice": item["seconds_per_slice"],
+            "versions": VERSIONS,
+            **self._origin(case),
+        }
+        if "expected_dice" in item:
+            facts["expected_dice"] = item["expected_dice"]
+        if "gate_probability" in item:
+            facts["gate_probability"] = [round(p, 4) for p in item["gate_probability"]]
+        return facts

@@ -1,0 +1,96 @@
+"""Slices to masks by a U-Net that sees them straight and mirrored: what student and upper bound have in common.
+
+Both are the same U-Net (`networks.Segmenter`), trained by the same loss on the same slices; only the labels differ. The
+student's are made from maps and tags (distill.py), those of the upper bound are masks (supervised.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from custom_modules.networks.precision import autocast
+from custom_modules.networks.weak_diffusion import WeakDiffusionNetwork
+from custom_modules.networks.weights import load_weights
+
+
+class SegmentationStep(nn.Module):
+    """`network` under mixed precision: MONAI's engines open it on CUDA only.
+
+    Forward: `x_0` (B, 1, H, W) float32 in [-1, 1]; returns logits of the target (B, 1, H, W) float32.
+    """
+
+    def __init__(self, network: nn.Module, amp: bool = True) -> None:
+        super().__init__()
+        self.network, self.amp = network.to(memory_format=torch.channels_last), amp
+
+    def forward(self, x_0: torch.Tensor) -> torch.Tensor:
+        with autocast(x_0.device, self.amp):
+            logits = self.network(x_0)
+        return logits.float()
+
+
+class Segmentation:
+    """The student as a saliency method: the probability that the network's `segmenter` gives.
+
+    Args:
+        amp: bf16 where the hardware has it.
+    """
+
+    def __init__(self, amp: bool = True) -> None:
+        self.amp = amp
+
+    @torch.no_grad()
+    def __call__(self, x_0: torch.Tensor, network: WeakDiffusionNetwork, slices: Sequence[int]) -> torch.Tensor:
+        """Probability of the target, (B, 1, H, W) float32 in [0, 1], for `x_0` (B, 1, H, W) float32 in [-1, 1]; the
+        slices' numbers play no part."""
+        check_distilled(network)
+        return probability(SegmentationStep(network.segmenter, self.amp), x_0)
+
+
+def probability(step: SegmentationStep, x_0: torch.Tensor) -> torch.Tensor:
+    """The mean probability, (B, 1, H, W) float32, of slices `x_0` (B, 1, H, W) and of their mirror images along H (left
+    and right of axial slices): training mirrors, too."""
+    straight, mirrored = step(torch.cat([x_0, x_0.flip(2)])).sigmoid().chunk(2)
+    return (straight + mirrored.flip(2)) / 2
+
+
+def check_distilled(network: WeakDiffusionNetwork) -> None:
+    """Stops where the segmenter of `network` has only its random start.
+
+    Raises:
+        ValueError: if so.
+    """
+    if network.segmenter is None or not network.distilled:
+        raise ValueError(
+            "these weights (ckpt_path) have no trained segmenter: run distill (configs/distill.yaml over train.yaml), "
+            "or choose another --method, such as cdm."
+        )
+
+
+class SupervisedSegmentation:
+    """The upper bound as a saliency method: the probability of a U-Net that was TRAINED ON MASKS.
+
+    Args:
+        network: the U-Net, one channel in and one out.
+        path: its weights, as `train_supervised.yaml` writes them.
+        amp: bf16 where the hardware has it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds other weights.
+    """
+
+    def __init__(self, network: nn.Module, path: str | Path, amp: bool = True) -> None:
+        remedy = "train it with masks (configs/train_supervised.yaml over train.yaml)"
+        load_weights(network, path, knob="supervised_ckpt_path", remedy=remedy)
+        self.step = SegmentationStep(network, amp).eval()
+
+    @torch.no_grad()
+    def __call__(self, x_0: torch.Tensor, network: nn.Module, slices: Sequence[int]) -> torch.Tensor:
+        """Probability of the target, (B, 1, H, W) float32 in [0, 1], for `x_0` (B, 1, H, W) float32 in [-1, 1]; the
+        label-only `network` and the slices' numbers play no part."""
+        return probability(self.step.to(x_0.device), x_0)

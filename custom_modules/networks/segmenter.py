@@ -1,0 +1,37 @@
+"""The segmenter, a 2D U-Net that learns from the maps or, as the upper bound, from masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets import BasicUNet
+from torch import nn
+
+
+class Segmenter(nn.Module):
+    """MONAI's U-Net on patches of p x p pixels (space to depth): p times the resolution for the same time and memory.
+
+    Args:
+        patch_size: p.
+        features: widths of `BasicUNet`.
+        norm_num_groups: of its group normalisation.
+
+    Forward: slices `x` (B, 1, H, W) float in [-1, 1]; returns logits of the target (B, 1, H, W). H and W must be
+    divisible by 16 p.
+    """
+
+    def __init__(self, patch_size: int, features: Sequence[int], norm_num_groups: int = 8) -> None:
+        super().__init__()
+        norm = ("group", {"num_groups": norm_num_groups})
+        self.unet = BasicUNet(2, patch_size**2, patch_size**2, features, norm=norm)
+        self.patch_size, self.size_divisor = patch_size, 16 * patch_size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if any(size % self.size_divisor for size in x.shape[2:]):
+            raise ValueError(
+                f"segmenter_size must be divisible by {self.size_divisor} for this segmenter; got a slice of "
+                f"{tuple(x.shape[2:])}."
+            )
+        patches = nn.functional.pixel_unshuffle(x, self.patch_size)
+        return nn.functional.pixel_shuffle(self.unet(patches), self.patch_size)

@@ -1,0 +1,77 @@
+"""Networks: a class-conditional denoiser, a classifier of noised slices, a segmenter, and one module that holds them.
+
+The method needs the noise prediction f(x_t, t, y) for an integer condition y and for a mixture of conditions
+(tau y1 + (1 - tau) y0 in Algorithm 1 of Hu et al., MICCAI 2023, arXiv 2306.03878), and the gradient of log p(y | x_t)
+of a classifier that has seen noised images. Everything here is built on MONAI's `DiffusionModelUNet` and its blocks,
+and on its `BasicUNet` for the segmenter, which learns from the maps (distill.py) and then needs no diffusion.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from custom_modules.networks.classifier import NoisyImageClassifier
+from custom_modules.networks.denoiser import ConditionalUNet
+from custom_modules.networks.segmenter import Segmenter
+
+
+class WeakDiffusionNetwork(nn.Module):
+    """Denoiser, classifier and segmenter in one module: one checkpoint, one thing to load.
+
+    The first two are trained together from slice tags, the segmenter afterwards from their maps (`run distill`). Until
+    then `distilled` is 0, and a checkpoint without any segmenter loads as well.
+
+    Args:
+        denoiser: f(x_t, t, y).
+        classifier: p(y | x_t).
+        segmenter: the student of the maps; None: there is none.
+
+    Forward (the denoiser): `x` (B, C, H, W), or a volume (B, C, H, W, D) whose depth is folded into the batch;
+    `timesteps` (B,) int, default 0; `class_labels` (B,) int or (B, 2) float, default y1. Returns the predicted noise,
+    same shape as `x`. Export and `verify_net_in_out` call it with the image alone.
+    """
+
+    def __init__(
+        self, denoiser: ConditionalUNet, classifier: NoisyImageClassifier, segmenter: Segmenter | None = None
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.classifier = classifier
+        self.segmenter = segmenter
+        self.register_buffer("distilled", torch.zeros((), dtype=torch.long))  # 1: the segmenter has learned
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor | None = None,
+        class_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if x.ndim == 5:
+            depth = x.shape[-1]
+            slices = x.movedim(-1, 1).flatten(0, 1)
+            per_slice = [v if v is None else v.repeat_interleave(depth, 0) for v in (timesteps, class_labels)]
+            return self(slices, *per_slice).unflatten(0, (-1, depth)).movedim(1, -1)
+        if timesteps is None:
+            timesteps = x.new_zeros(x.shape[0], dtype=torch.long)
+        if class_labels is None:
+            class_labels = x.new_ones(x.shape[0], dtype=torch.long)
+        return self.denoiser(x, timesteps, class_labels=class_labels)
+
+    def classify(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 2) of the classifier for noised slices (B, C, H, W) at `timesteps` (B,)."""
+        return self.classifier(x, timesteps)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        # Hosts load non-strictly (MONAI Label does); a network with random weights must not pass as trained.
+        own = self.state_dict(prefix=prefix)
+        if not any(name.startswith(f"{prefix}segmenter.") for name in state_dict):  # not distilled yet, or of 0.3.0
+            state_dict |= {name: own[name] for name in own if name.startswith(f"{prefix}segmenter.")}
+            state_dict[f"{prefix}distilled"] = torch.zeros((), dtype=torch.long)
+        if absent := own.keys() - state_dict.keys():
+            errors.append(
+                f"the checkpoint lacks {len(absent)} of the network's {len(own)} tensors, such as {sorted(absent)[0]}: "
+                "was it trained with another network_def?"
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)

@@ -1,0 +1,43 @@
+"""Weights on disk: loading them, and the list of the cases that they were trained on."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def load_weights(
+    network: nn.Module, path: str | Path | None, knob: str = "ckpt_path", remedy: str = "train first"
+) -> nn.Module:
+    """Loads a flat state dict (`model.pt`) into `network` and returns it; with None the network stays as it is.
+
+    Errors name the `knob` that set `path`, and a `remedy` for a file that is not there.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a state dict of this network.
+    """
+    if path is None:
+        return network
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{knob} {str(path)!r} does not exist; {remedy}, or give --{knob} FILE.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(state)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{knob} {str(path)!r} does not hold weights of this network_def: {error}") from error
+    return network
+
+
+def training_list(weights: str | Path) -> Path:
+    """Where the names of the cases that `weights` were trained on stand: beside them, one a line."""
+    return Path(weights).with_suffix(".training.txt")
+
+
+def training_cases(weights: str | Path) -> list[str] | None:
+    """The cases that `weights` were trained on, or None when that was not recorded."""
+    path = training_list(weights)
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else None

@@ -1,0 +1,51 @@
+"""Which slices are drawn, and by which process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import ignite.distributed as idist
+import torch
+from torch.utils.data import DistributedSampler
+
+from custom_modules.training.slices import SliceDataset
+
+
+def share(items: Sequence) -> Sequence:
+    """What this process takes of `items`, also of a tensor's rows: every N-th of N processes.
+
+    Where there are fewer items than processes, each does all of them: one without work would leave the others waiting.
+    """
+    processes = idist.get_world_size()
+    return items[idist.get_rank() :: processes] if len(items) >= processes else items
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """A seed for each epoch of each run."""
+    return (seed * 1_000_003 + epoch * 1_009) % 2**31
+
+
+class BalancedSampler(DistributedSampler):
+    """Draws (slice, seed of its augmentation), as many positive as negative slices, as a function of (seed, epoch).
+
+    The k-th batches of all processes together are the k-th batch of one process whose batch is as large as theirs
+    together: the same slices with the same seeds. MONAI's `DistributedWeightedRandomSampler` draws others for each
+    number of processes. It is a `DistributedSampler` because MONAI's engines tell those the epoch.
+
+    Args:
+        dataset: the slices.
+        num_samples: draws of this process in an epoch.
+        seed: of the run.
+    """
+
+    def __init__(self, dataset: SliceDataset, num_samples: int, seed: int = 0) -> None:
+        super().__init__(dataset, idist.get_world_size(), idist.get_rank(), seed=seed)
+        self.num_samples = num_samples
+        self.weights = torch.tensor(dataset.balanced_weights, dtype=torch.double)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch) + 1)  # the noise's ends in + 0
+        total = self.num_samples * self.num_replicas
+        indices = torch.multinomial(self.weights, total, replacement=True, generator=generator)
+        seeds = torch.randint(2**32, (total,), generator=generator)
+        return iter(share(list(zip(indices.tolist(), seeds.tolist()))))

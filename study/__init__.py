@@ -1,0 +1,1 @@
+"""Studies: many evaluations under one protocol, their tables, figures and reports."""

@@ -1,0 +1,1 @@
+"""What several tests share: tiny networks, volumes of a few voxels, runs of a bundle."""

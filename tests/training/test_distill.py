@@ -1,0 +1,387 @@
+"""Distillation: labels from maps by hand, and a tiny network that learns from its own maps without any mask."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import traceback
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SpatialCropd
+from scipy import ndimage
+
+from custom_modules.data.tag_volume import TagVolumed
+from custom_modules.networks.weights import training_cases
+from custom_modules.training.distill import mapped_cases
+from custom_modules.training.map_labels import LoadMapd
+from custom_modules.training.segmentation import UNKNOWN
+from tests.helpers.bundles import (
+    BUNDLES,
+    LPS,
+    REPO,
+    SHORT,
+    TAGS,
+    TINY,
+    config,
+    monai_bundle,
+    monai_bundle_process,
+    save_nifti,
+)
+
+each_bundle = pytest.mark.parametrize("bundle", BUNDLES)
+
+# ---- labels
+
+SIZE = (24, 20, 4)
+TISSUE, DIM, BRIGHT = 0.5, 0.75, 1.0  # intensities in [0, 1]; cubed 0.125, 0.42, 1
+BODY = np.zeros(SIZE, bool)
+BODY[2:22, 2:18] = True
+TARGET, OTHER, MAP = (slice(8, 14), slice(6, 12)), (slice(16, 20), slice(12, 16)), (slice(6, 16), slice(4, 14))
+LABEL_TAGS = [0, 1, 1, 1]
+
+
+def volumes() -> tuple[np.ndarray, np.ndarray]:
+    """Intensities and map of four slices (24, 20): a block of tissue with two bright ones, the map around the first.
+
+    Slice 0, tagged y0, looks like slice 1, map and all; slice 2 has a pit in the target; the map of slice 3 is empty.
+    """
+    intensity, saliency = np.where(BODY, TISSUE, 0.0), np.zeros(SIZE)
+    for k in range(3):
+        intensity[(*TARGET, k)] = intensity[(*OTHER, k)] = BRIGHT
+        saliency[(*MAP, k)] = 1
+    intensity[10, 8, 2] = 0.3
+    intensity[(*TARGET, 3)] = BRIGHT
+    return intensity, saliency
+
+
+def stored(array: np.ndarray, codes: str = "LPS") -> nib.Nifti1Image:
+    turn = nib.orientations.ornt_transform(*(nib.orientations.axcodes2ornt(order) for order in ("LPS", codes)))
+    return nib.Nifti1Image(array.astype(np.float32), LPS).as_reoriented(turn)
+
+
+def labelled(folder, intensity, saliency, codes="LPS", crop=None, tags=LABEL_TAGS, **settings) -> np.ndarray:
+    """The label (H, W, D) of volumes given in LPS and stored as `codes`, whose image is prepared in LPS."""
+    for name, array in (("image", intensity * 2 - 1), ("map", saliency)):
+        nib.save(stored(array, codes), folder / f"{name}.nii.gz")
+    axis = next(i for i, code in enumerate(codes) if code in "SI")
+    along = nib.io_orientation(stored(intensity, codes).affine)[axis, 1]  # of the stored slices: + towards S
+    case = {"image": str(folder / "image.nii.gz"), "map_file": str(folder / "map.nii.gz")}
+    prepare = Compose([
+        LoadImaged(keys="image"),
+        EnsureChannelFirstd(keys="image"),
+        TagVolumed(slice_axis=axis),
+        Orientationd(keys=["image", "slice_labels"], axcodes="LPS", labels=None),
+        *([SpatialCropd(keys=["image", "slice_labels"], **crop)] if crop else []),
+        LoadMapd(**{"intensity_power": 3.0, "erosion": 2, "scale": 1.0, **settings}),
+    ])  # fmt: skip
+    out = prepare(case | {"slice_labels": tags if along > 0 else tags[::-1]})
+    assert out["label"].dtype == torch.uint8 and out["label"].shape == out["image"].shape
+    assert torch.equal(out["label"].affine, out["image"].affine)
+    return out["label"][0].numpy()
+
+
+def expected() -> np.ndarray:
+    """By hand: where the map and the bright target agree it is 1, the pit too; around it the body is known, but for a
+    rim of two pixels; nothing is known of the slice whose map is empty; and without the tag there is no target."""
+    label = np.zeros(SIZE, np.uint8)
+    cross = ndimage.generate_binary_structure(2, 1)
+    for k in (1, 2):
+        rim = BODY[..., k] & ~ndimage.binary_erosion(body_of(k), cross, iterations=2)
+        label[rim & body_of(k), k] = UNKNOWN
+        label[(*TARGET, k)] = 1
+    label[body_of(3), 3] = UNKNOWN
+    return label
+
+
+def body_of(k: int) -> np.ndarray:
+    """The block without its four corner pixels, which an opening by a cross takes."""
+    return ndimage.binary_opening(BODY[..., k], ndimage.generate_binary_structure(2, 1))
+
+
+def test_the_label_is_where_map_and_image_agree(tmp_path):
+    label = labelled(tmp_path, *volumes())
+    assert np.array_equal(label, expected())
+    assert sorted(np.unique(label)) == [0, 1, UNKNOWN] and (label[BODY] == 0).sum() > 300
+
+
+def test_a_slice_tagged_y0_has_no_target_whatever_its_map(tmp_path):
+    intensity, saliency = volumes()
+    assert saliency[..., 0].any()
+    assert not labelled(tmp_path, intensity, saliency)[..., 0].any()
+    tagged = labelled(tmp_path, intensity, saliency, tags=[1, 1, 1, 1])
+    assert np.array_equal(tagged[..., 0], expected()[..., 1]) and np.array_equal(tagged[..., 1:], expected()[..., 1:])
+
+
+@pytest.mark.parametrize("codes", ["RAI", "PIR", "SLP"])
+@pytest.mark.parametrize("crop", [None, {"roi_start": [1, 1, 0], "roi_end": [23, 20, 4]}], ids=["whole", "cropped"])
+def test_the_map_follows_its_image(tmp_path, codes, crop):
+    label = labelled(tmp_path, *volumes(), codes, crop)  # no axis is symmetric
+    box = tuple(map(slice, crop["roi_start"], crop["roi_end"])) if crop else ()
+    assert np.array_equal(label, expected()[box])
+
+
+def test_a_map_of_another_grid_is_brought_to_that_of_the_image(tmp_path):
+    """A map of half the resolution, in pixels of twice the size, has the same label."""
+    intensity, saliency = volumes()
+    affine = LPS @ np.diag([2.0, 2.0, 1.0, 1.0])
+    affine[:2, 3] = -0.5, -0.5  # a pixel's middle lies between those of the four that it covers
+    fine = labelled(tmp_path, intensity, saliency)
+    save_nifti(saliency[::2, ::2].astype(np.float32), tmp_path / "coarse.nii.gz", affine)
+    image = MetaTensor(torch.as_tensor(intensity[None] * 2 - 1, dtype=torch.float32), affine=torch.as_tensor(LPS))
+    case = {"image": image, "map_file": str(tmp_path / "coarse.nii.gz"), "slice_labels": LABEL_TAGS}
+    coarse = LoadMapd(intensity_power=3.0, erosion=2, scale=1.0)(TagVolumed()(case))["label"][0].numpy()
+    assert np.array_equal(coarse, fine)
+
+
+def test_a_pixel_just_below_otsus_threshold_is_the_scales(tmp_path):
+    """Its product 0.42 is nearer to the tissue's than to 1: the highest of the lower class, so the threshold's bin."""
+    intensity, saliency = volumes()
+    intensity[14, 8, 1:3] = DIM
+    plain, scaled = (labelled(tmp_path, intensity, saliency, scale=scale) for scale in (1.0, 0.8))
+    assert np.argwhere(plain != scaled).tolist() == [[14, 8, 1], [14, 8, 2]] and (scaled[14, 8, 1:3] == 1).all()
+
+
+def test_without_the_image_the_label_is_the_maps_block(tmp_path):
+    label = labelled(tmp_path, *volumes(), intensity_power=0.0)
+    for k in (1, 2):
+        assert np.array_equal(label[..., k] == 1, volumes()[1][..., k] == 1)
+
+
+@pytest.mark.parametrize(("num_components", "found"), [(1, [1, 2]), (2, [1, 2, 3])])
+def test_the_largest_components_are_kept_and_a_slice_that_loses_all_is_unknown(tmp_path, num_components, found):
+    intensity, saliency = volumes()
+    intensity[(*TARGET, 3)] = TISSUE
+    intensity[16:19, 12:15, 3], saliency[16:19, 12:15, 3] = BRIGHT, 1  # does not touch the target of slice 2
+    label = labelled(tmp_path, intensity, saliency, num_components=num_components)
+    assert [k for k in range(4) if (label[..., k] == 1).any()] == found
+    assert np.array_equal(label[..., 3] == UNKNOWN, expected()[..., 3] == UNKNOWN) == (3 not in found)
+
+
+def test_a_cavity_belongs_to_its_target_and_a_slit_is_closed(tmp_path):
+    intensity, saliency = volumes()
+    intensity[9:13, 7:11, 1] = 0.3  # in a wall of one pixel
+    intensity[10:14, 9, 2] = 0.3  # down from the pit's row to the border
+    label = labelled(tmp_path, intensity, saliency)
+    target = expected() == 1
+    target[13, 9, 2] = False  # the slit's mouth: two steps below it are three away from the target
+    assert np.array_equal(label == 1, target)
+
+
+# ---- cases
+
+
+def test_a_case_gets_the_map_that_lies_where_inference_puts_it(tmp_path):
+    cases = [
+        {"case": "p0", "image": "/data/p0/p0_flair.nii.gz", "slice_labels": [0, 1]},
+        {"case": "p1", "image": "/data/p1/series", "slice_labels": [1, 1], "channel": 2},
+    ]
+    for stem, content in (("p0_flair", b"a"), ("p1", b"b")):
+        (tmp_path / stem).mkdir()
+        (tmp_path / stem / f"{stem}_saliency.nii.gz").write_bytes(content)
+    mapped = mapped_cases(cases, tmp_path)
+    files = [tmp_path / stem / f"{stem}_saliency.nii.gz" for stem in ("p0_flair", "p1")]
+    for case, out, file, content in zip(cases, mapped, files, (b"a", b"b"), strict=True):
+        assert out == case | {"map_file": str(file), "map_sha256": sha256(content).hexdigest()}
+    files[0].write_bytes(b"c")  # made anew: a cache must not take it for the old one
+    assert mapped_cases(cases, tmp_path)[0]["map_sha256"] != mapped[0]["map_sha256"]
+    files[1].unlink()
+    with pytest.raises(FileNotFoundError, match=r"no map of \['p1'\]"):
+        mapped_cases(cases, tmp_path)
+
+
+# ---- what the files say
+
+
+def load(bundle: str, name: str) -> dict:
+    return ConfigParser.load_config_file(REPO / config(bundle, name))
+
+
+@each_bundle
+def test_distillation_is_set_as_inference_and_the_upper_bound_are(bundle):
+    distill, inference, supervised = (load(bundle, name) for name in ("distill", "inference", "train_supervised"))
+    assert distill["image_size"] == inference["segmenter_size"] == supervised["image_size"]
+    assert distill["map_size"] == inference["image_size"]
+    for key in ("augmentation", "lr", "ema_decay"):
+        assert distill[key] == supervised[key], key
+    assert inference["network_def"]["segmenter"] == supervised["network_def"]
+    own, labels = inference["own"]["settings"], distill["+preprocessing#transforms"][0]
+    assert distill["map_blur"] == own["blur"]["others"]
+    assert labels["intensity_power"] == own["intensity_power"]["others"]
+    assert labels["num_components"] == own["num_components"]["others"]
+    assert not {"label", "label_file"} & set(json.dumps(distill["maps"]).split('"'))
+
+
+def test_the_maps_of_both_bundles_are_made_alike():
+    brats, chaos = (load(bundle, "distill")["maps"] for bundle in BUNDLES)
+    assert brats == chaos and brats["gate"] == "tags" and brats["intensity_power"] == brats["erosion"] == 0
+
+
+# ---- a run
+
+
+def distill(folder, dataset, overlay=None) -> list:
+    """The command, in `folder` with its models/model.pt, for a network of TINY's sizes."""
+    tiny = folder / "tiny.yaml"  # of inference, which makes the maps
+    knobs = (knob.removeprefix("--").split("=") for knob in TINY if knob.startswith("--network_def"))
+    tiny.write_text(yaml.safe_dump({name: json.loads(value) for name, value in knobs}))
+    files = [config("brats_flair", "train"), config("brats_flair", "distill"), *([overlay] if overlay else [])]
+    where = ["--dataset_dir", dataset, "--output_dir", folder / "runs", "--ckpt_dir", folder / "models"]
+    where += ["--map_config", str([config("brats_flair", "inference"), str(tiny)])]
+    where += ["--config_file", str([str(file) for file in files]), "--map_size=32"]
+    return ["run", "distill", *where, *TINY, *SHORT]
+
+
+def start(folder, trained):
+    """`folder` with the weights that `run training` has left."""
+    (folder / "models").mkdir(parents=True)
+    for file in (trained.weights, trained.weights.with_suffix(".training.txt")):
+        shutil.copy(file, folder / "models" / file.name)
+    return folder
+
+
+def state(path, key=None) -> dict[str, torch.Tensor]:
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded if key is None else loaded[key]
+
+
+def differing(a: dict, b: dict) -> set[str]:
+    """Parts of two networks that are not the same to the bit."""
+    assert a.keys() == b.keys()
+    return {name.split(".")[0] for name in a if not torch.equal(a[name], b[name])}
+
+
+@pytest.fixture(scope="module")
+def distilled(trained, dataset_without_masks, tmp_path_factory) -> SimpleNamespace:
+    """An uninterrupted distillation of two epochs on `dataset_without_masks`: folder and weights."""
+    folder = start(tmp_path_factory.mktemp("distilled"), trained)
+    monai_bundle(*distill(folder, dataset_without_masks))
+    return SimpleNamespace(folder=folder, weights=folder / "models" / "model.pt")
+
+
+def kept(models: Path) -> Path:
+    """The folder in which the one distillation in `models` keeps its checkpoints."""
+    (folder,) = (path for path in (models / "distill").iterdir() if path.is_dir())
+    return folder
+
+
+def test_the_segmenter_learns_and_nothing_else_changes(distilled, trained, dataset_without_masks):
+    assert not list(dataset_without_masks.rglob("*_seg*"))
+    after, before = state(distilled.weights), state(trained.weights)
+    assert (before["distilled"], after["distilled"]) == (0, 1)
+    assert differing(after, before) == {"segmenter", "distilled"}
+    assert all(value.isfinite().all() for value in after.values())
+    assert {value.dtype for value in after.values() if value.is_floating_point()} == {torch.float16}
+    assert training_cases(distilled.weights) == ["p0", "p1"]
+    written = sorted(str(p.relative_to(distilled.weights.parent)) for p in distilled.weights.parent.rglob("*.*"))
+    teacher = f"distill/{kept(distilled.weights.parent).name}"
+    epochs = (f"{teacher}/checkpoint_epoch=1.pt", f"{teacher}/checkpoint_epoch=2.pt")
+    assert written == [f"{teacher}.pt", *epochs, "model.pt", "model.training.txt"]
+
+
+def test_the_maps_are_those_of_the_training_volumes_in_their_tagged_slices(distilled):
+    maps = distilled.folder / "runs" / "maps"
+    assert sorted(path.name for path in maps.iterdir()) == ["p0_flair", "p1_flair"]
+    for case in maps.iterdir():
+        saliency = nib.load(case / f"{case.name}_saliency.nii.gz").get_fdata()
+        assert saliency.any(axis=(0, 1)).astype(int).tolist() == TAGS
+        settings = json.loads((case / f"{case.name}_provenance.json").read_text())["settings"]
+        wanted = {"method": "cdm", "gate": "tags", "image_size": 32, "intensity_power": 0, "erosion": 0}
+        assert {key: settings[key] for key in wanted} == wanted
+
+
+def test_a_second_start_does_nothing_twice(distilled, dataset_without_masks, tmp_path):
+    shutil.copytree(distilled.folder, tmp_path / "again")
+    maps = {path: path.stat().st_mtime_ns for path in (tmp_path / "again" / "runs" / "maps").rglob("*.nii.gz")}
+    monai_bundle(*distill(tmp_path / "again", dataset_without_masks))
+    assert {path: path.stat().st_mtime_ns for path in maps} == maps
+    assert (tmp_path / "again" / "models" / "model.pt").read_bytes() == distilled.weights.read_bytes()
+    assert not differing(state(tmp_path / "again" / "models" / "model.pt"), state(distilled.weights))
+
+
+def test_the_student_does_not_start_from_an_earlier_one(distilled, dataset_without_masks, tmp_path):
+    monai_bundle(*distill(start(tmp_path / "anew", distilled), dataset_without_masks))
+    assert not differing(state(tmp_path / "anew" / "models" / "model.pt"), state(distilled.weights))
+
+
+def test_a_killed_run_leaves_the_weights_and_the_same_command_finishes(
+    distilled, trained, dataset_without_masks, tmp_path
+):
+    folder = start(tmp_path / "parts", trained)
+    kill = tmp_path / "kill.yaml"  # in the middle of the second epoch
+    kill.write_text("+train#handlers:\n  - {_target_: tests.helpers.bundles.Kill, iteration: 3}\n")
+    killed = monai_bundle_process(*distill(folder, dataset_without_masks, overlay=kill))
+    assert killed.returncode == -9, killed.stdout
+    assert (kept(folder / "models") / "checkpoint_epoch=1.pt").is_file()
+    assert (folder / "models" / "model.pt").read_bytes() == trained.weights.read_bytes()
+    maps = {path: path.stat().st_mtime_ns for path in (folder / "runs" / "maps").rglob("*.nii.gz")}
+
+    monai_bundle(*distill(folder, dataset_without_masks))
+    assert not differing(state(folder / "models" / "model.pt"), state(distilled.weights))
+    assert len(maps) == 4 and {path: path.stat().st_mtime_ns for path in maps} == maps  # they are not made twice
+    last = [kept(models) / "checkpoint_epoch=2.pt" for models in (folder / "models", distilled.weights.parent)]
+    for key in ("network", "ema"):
+        assert not differing(*(state(path, key) for path in last)), key
+
+
+def test_new_weights_are_not_replaced_by_those_of_an_earlier_distillation(
+    distilled, trained, dataset_without_masks, tmp_path
+):
+    """`run training` with more epochs, in the same folder: its denoiser must outlive the next `run distill`."""
+    shutil.copytree(distilled.folder, tmp_path / "again")
+    weights = tmp_path / "again" / "models" / "model.pt"
+    new = {name: v * 1.5 if name.startswith("denoiser") else v for name, v in state(trained.weights).items()}
+    torch.save(new, weights)
+    monai_bundle(*distill(tmp_path / "again", dataset_without_masks))
+    assert differing(state(weights), new) == {"segmenter", "distilled"}
+    assert differing(state(weights), state(distilled.weights)) == {"denoiser", "segmenter"}
+
+
+# ---- inference with it
+
+
+def infer(weights, out, dataset, *more) -> list:
+    where = ["--dataset_dir", dataset, "--output_dir", out, "--ckpt_path", weights, "--section=test", "--gate=all"]
+    return ["run", "--config_file", config("brats_flair", "inference"), *where, *TINY, "--segmenter_size=64", *more]
+
+
+def test_inference_by_the_segmenter(distilled, dataset_without_masks, tmp_path):
+    monai_bundle(*infer(distilled.weights, tmp_path, dataset_without_masks, "--method=segmenter", "--uncertainty=True"))
+    names = ("mask", "saliency", "uncertainty")
+    files = [tmp_path / "p3_flair" / f"p3_flair_{name}.nii.gz" for name in names]
+    mask, p, entropy = (np.asarray(nib.load(file).dataobj) for file in files)
+    assert mask.shape == p.shape == entropy.shape and entropy.dtype == np.float32
+    assert 0 <= p.min() < p.max() <= 1 and 0 <= entropy.min() < entropy.max() <= 1 and p[mask == 1].min(initial=1) > 0.5
+    inside = (p > 0) & (p < 1)
+    q = p[inside].astype(float)
+    np.testing.assert_allclose(entropy[inside], -(q * np.log2(q) + (1 - q) * np.log2(1 - q)), atol=1e-5)
+    provenance = json.loads((tmp_path / "p3_flair" / "p3_flair_provenance.json").read_text())
+    dice = 2 * (p * mask).sum() / (p.sum() + mask.sum())
+    assert provenance["expected_dice"] == pytest.approx(dice, abs=1e-4)
+    assert (provenance["settings"]["method"], provenance["settings"]["segmenter_size"]) == ("segmenter", 64)
+
+
+def test_the_segmenter_is_refused_where_it_has_not_learned(trained, dataset_without_masks, tmp_path):
+    with pytest.raises(Exception) as error:  # noqa: B017
+        monai_bundle(*infer(trained.weights, tmp_path / "out", dataset_without_masks, "--method=segmenter"))
+    message = "".join(traceback.format_exception(error.value))
+    assert "these weights (ckpt_path) have no trained segmenter: run distill" in message
+    assert not (tmp_path / "out").exists()  # before any work
+
+
+@pytest.mark.parametrize("method", ["gradcam", "cg_diff"])
+def test_uncertainty_is_refused_where_a_method_has_none(method, trained, dataset_without_masks, tmp_path):
+    command = infer(trained.weights, tmp_path / "out", dataset_without_masks, f"--method={method}")
+    with pytest.raises(Exception) as error:  # noqa: B017
+        monai_bundle(*command, "--uncertainty=True")
+    message = "".join(traceback.format_exception(error.value))
+    assert f"must be one of ['cdm', 'cg_cdm', 'segmenter', 'supervised']; got '{method}'" in message
+    assert not (tmp_path / "out").exists()
