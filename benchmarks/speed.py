@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from benchmarks.released import TAU, R, released
-from custom_modules.data.tag_volume import slice_tags
+from custom_modules.data.tag_volume import tags_of_volume
 from custom_modules.diffusion import Diffusion
 from custom_modules.files import write_json
 from custom_modules.inference.inferer import SaliencyInferer
@@ -278,7 +278,7 @@ def prepared_slices(config: ConfigParser, datalist: str | None, dataset_dir: str
         slices = []
         for case in cases:
             item = config.get_parsed_content("preprocessing")(case)
-            positive = slice_tags(item["slice_labels"].as_tensor()) > 0
+            positive = tags_of_volume(item["slice_labels"].as_tensor()) > 0
             slices.append(item["image"].as_tensor().movedim(-1, 0)[positive])
             if sum(map(len, slices)) >= n:
                 break

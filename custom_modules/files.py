@@ -34,7 +34,7 @@ DAY = 24 * 60 * 60  # s
 
 
 @contextlib.contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path) -> Iterator[Path]:
     """Gives a path beside `path` to write to; when that went well, it is renamed to `path`, and else removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 
 def remove_partial(folder: str | Path) -> None:
-    """Removes what a killed process left of `whole` in a folder more than a day ago.
+    """Removes what a killed process left of `atomic_path` in a folder more than a day ago.
 
     What is younger may be of a process that still writes, on this machine or another.
     """
@@ -66,7 +66,7 @@ def write_json(path: str | Path, content: dict) -> None:
     """Writes `content` as indented JSON, lists of numbers in one line; NaN is an error."""
     text = json.dumps(content, indent=2, allow_nan=False)
     text = re.sub(r"\[\n[^]\[{}\"]*\]", lambda numbers: "[" + " ".join(numbers[0][1:-1].split()) + "]", text)
-    with whole(path) as aside:
+    with atomic_path(path) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
 
 

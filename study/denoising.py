@@ -22,7 +22,7 @@ from custom_modules.data.geometry import read_geometry
 from custom_modules.data.labels import load_label
 from custom_modules.data.layouts import find_cases
 from custom_modules.methods.cdm import DiffusionSaliency, slice_noise
-from study.pictures import draw_heat, draw_image, draw_mask, panels, say
+from study.pictures import annotate, draw_heat, draw_image, draw_mask, panels
 from study.results import Case
 
 
@@ -103,6 +103,6 @@ def _draw_denoising(planes: Sequence[np.ndarray], truth: np.ndarray | None, pixe
         draw_image(axis, planes[0] if is_map else plane, pixel)
         if is_map:
             draw_heat(axis, plane, float(np.percentile(plane, 99.8)), pixel)
-        say(axis, name)
+        annotate(axis, name)
     draw_mask(axes[0, 1], truth, truth, pixel)
     return figure

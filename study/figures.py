@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from study.denoising import denoising
-from study.pictures import NothingToDraw, draw_heat, draw_image, draw_mask, panels, save, say, tissue
+from study.pictures import NothingToDraw, annotate, draw_heat, draw_image, draw_mask, panels, save, tissue
 from study.results import Case, Results, Run, read_results
 from study.uncertainty import uncertainty
 
@@ -75,9 +75,9 @@ def comparison(
     for line, (run, rank, case, read) in zip(axes, rows):
         index = run.largest_slice(case)
         _compare(line, results.compared, read, index)
-        say(line[0], f"{rank}, slice {index}\n{case}", "left", fontsize=7)
+        annotate(line[0], f"{rank}, slice {index}\n{case}", "left", fontsize=7)
     for axis, name in zip(axes[0], ("image", "truth", *(run.name for run in results.compared))):
-        say(axis, name)
+        annotate(axis, name)
     return figure
 
 
@@ -111,11 +111,11 @@ def _compare(line: Sequence[Axes], runs: Sequence[Run], read: Mapping[str, tuple
     for axis, run in zip(line[2:], runs):
         repeat, case = read.get(run.name, (0, None))
         if case is None:
-            say(axis, "not kept", "corner")
+            annotate(axis, "not kept", "corner")
             continue
         draw_mask(axis, case.plane(case.mask, index), truth, case.pixel)
         if (dice := run.slice_dice(case.name, index, repeat)) is not None:
-            say(axis, f"{dice:.2f}", "corner")
+            annotate(axis, f"{dice:.2f}", "corner")
 
 
 # Figure 3: Dice over each setting
@@ -218,7 +218,7 @@ def strips(results: Results, knobs: Sequence[str] = (), case: str | None = None)
     figure, axes = panels(2 * len(rows), 1 + max(map(len, rows.values())), 1.3, left=0.36, top=0.04)
     for pair, (knob, columns) in zip(axes.reshape(len(rows), 2, -1), rows.items()):
         _strip(pair, columns, default_of(results, knob))
-        say(pair[0, 0], SYMBOLS.get(knob, knob), "left")
+        annotate(pair[0, 0], SYMBOLS.get(knob, knob), "left")
     return figure
 
 
@@ -230,14 +230,14 @@ def _strip(pair: np.ndarray, columns: Sequence[tuple[object, Run, int, Case]], d
     for axis in pair[:, : 1 + len(columns)].flat:
         draw_image(axis, image, some.pixel, tissue(image, truth))
     draw_mask(pair[1, 0], None, truth, some.pixel)
-    say(pair[1, 0], f"{some.name}\nslice {index}", "left", fontsize=6)
+    annotate(pair[1, 0], f"{some.name}\nslice {index}", "left", fontsize=6)
     for (above, below), (value, run, repeat, case) in zip(pair[:, 1:].T, columns):
         saliency = case.plane(case.saliency, index)
         draw_heat(above, saliency, float(np.percentile(saliency, 99.8)), case.pixel)
         draw_mask(below, case.plane(case.mask, index), truth, case.pixel)
-        say(above, f"{value} (default)" if value == default else f"{value}", "upper")
+        annotate(above, f"{value} (default)" if value == default else f"{value}", "upper")
         if (dice := run.slice_dice(case.name, index, repeat)) is not None:
-            say(below, f"{dice:.2f}", "corner")
+            annotate(below, f"{dice:.2f}", "corner")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from custom_modules.files import whole
+from custom_modules.files import atomic_path
 from study.results import Case
 
 COLUMNS = ("image, true outline", "saliency", "mask, true outline")
@@ -100,7 +100,7 @@ def gallery(cases: Sequence[tuple[Case, int, str]], columns: int = 2) -> Figure:
         axes[row, first].text(0, 1.02, heading, transform=axes[row, first].transAxes, **_style(7), va="bottom")
         if row == 0:
             for axis, name in zip(axes[0, first + 1 : first + 3], COLUMNS[1:]):
-                say(axis, name, fontsize=7)
+                annotate(axis, name, fontsize=7)
     return figure
 
 
@@ -128,7 +128,7 @@ def panels(
     return figure, axes
 
 
-def say(axis: Axes, text: str, where: str = "top", **style) -> None:
+def annotate(axis: Axes, text: str, where: str = "top", **style) -> None:
     """Writes above a panel (`top`), upwards at its `left`, or into its lower (`corner`) or `upper` left corner."""
     x, y, across, down = PLACES[where]
     style = _style(8) | {"ha": across, "va": down} | style
@@ -150,7 +150,7 @@ def _extent(plane: np.ndarray, pixel: Sequence[float]) -> tuple[float, ...]:
 def save(figure: Figure, output: Path, limit: int = BYTES) -> Path:
     """Writes a PNG of at most about `limit` bytes: with fewer pixels where more would not fit."""
     for dpi in (160, 140, 120, 100, 85, 70):
-        with whole(output) as aside:
+        with atomic_path(output) as aside:
             figure.savefig(aside, dpi=dpi, format="png")
         if output.stat().st_size <= limit:
             break

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import nibabel as nib
 
-from custom_modules.files import whole
+from custom_modules.files import atomic_path
 from study.figures import ablation, comparison, ranked, strips
 from study.page import note, page, picture
-from study.pictures import COLUMNS, NothingToDraw, draw_case, gallery, panels, save, say
-from study.report_tables import by_case, key_numbers, made, measures
+from study.pictures import COLUMNS, NothingToDraw, annotate, draw_case, gallery, panels, save
+from study.report_tables import by_case, key_numbers, measures, provenance_section
 from study.results import Case, Results, Run, case_folders, read_case, read_facts, read_results
 
+FOOTER = "<footer>Research only. Not a medical device.</footer>"
 MOST = 60  # cases of an inference that are shown
 
 
@@ -36,7 +37,7 @@ def write_report(output_dir: str | Path, output: Path | None = None) -> Path:
     """
     results = read_results(output_dir)
     output = Path(output_dir) / "report.html" if output is None else Path(output)
-    with whole(output) as aside:
+    with atomic_path(output) as aside:
         aside.write_text(html(results), encoding="utf-8")
     return output
 
@@ -53,7 +54,7 @@ def html(results: Results) -> str:
         body += _sweeps(results)
     for group in results.groups:
         body += _group(results, group)
-    body += ["<h2>How it was made</h2>", *made(results), "<footer>Research only. Not a medical device.</footer>"]
+    body += ["<h2>How it was made</h2>", *provenance_section(results), FOOTER]
     return page(title, body)
 
 
@@ -139,9 +140,9 @@ def _overlays(run: Run, read: Sequence[tuple[str, Case]], dice: Mapping[str, flo
     for line, (rank, case) in zip(axes, read):
         index = run.largest_slice(case.name)
         draw_case(line, case, index)
-        say(line[0], f"{rank}, Dice {dice[case.name]:.3f}\n{case.name}, slice {index}", "left")
+        annotate(line[0], f"{rank}, Dice {dice[case.name]:.3f}\n{case.name}, slice {index}", "left")
     for axis, column in zip(axes[0], COLUMNS):
-        say(axis, column)
+        annotate(axis, column)
     return figure
 
 

@@ -148,7 +148,7 @@ def _case_measures(run: Run, group: str, cases: Sequence[str]) -> tuple[list[str
     return ["case", *MEASURES.values(), "slices", "seconds a slice"], lines
 
 
-def made(results: Results) -> list[str]:
+def provenance_section(results: Results) -> list[str]:
     """How it was made: weights, versions, data, settings and commands."""
     first = next((place for run in results.runs for folder in run.folders for place in case_folders(folder)), None)
     provenance = read_facts(first) if first else {}

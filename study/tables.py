@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from custom_modules.evaluation.metrics import number, summarise
-from custom_modules.files import whole, write_json
+from custom_modules.files import atomic_path, write_json
 
 MEASURES = ("dice", "iou", "hd95", "volume_dice")
 
@@ -27,7 +27,7 @@ def write_tables(output_dir: Path, study: Mapping, repeats: Iterable[str]) -> No
     table.writeheader()
     table.writerows(rows)
     for name, content in (("results.csv", text.getvalue()), ("results.md", markdown(results))):
-        with whole(output_dir / name) as aside:
+        with atomic_path(output_dir / name) as aside:
             aside.write_text(content, encoding="utf-8")
     write_json(output_dir / "results.json", {"results": results})
     print(f"\n{markdown(results)}\nwritten to {output_dir}: results.csv, results.json, results.md", flush=True)

@@ -20,11 +20,11 @@ from study.pictures import (
     MASK,
     TEXT,
     NothingToDraw,
+    annotate,
     draw_heat,
     draw_image,
     draw_mask,
     panels,
-    say,
     tissue,
 )
 from study.results import Results
@@ -53,10 +53,10 @@ def uncertainty(results: Results) -> Figure:
         draw_mask(line[0], None, truth, read.pixel)
         draw_mask(line[1], mask, truth, read.pixel)
         draw_heat(line[2], entropy, 1.0, read.pixel)
-        say(line[0], f"{case}\nslice {index}", "left", fontsize=6)
-        say(line[1], "expected {:.2f}, true {:.2f}".format(*dice[case]), "corner", fontsize=6)
+        annotate(line[0], f"{case}\nslice {index}", "left", fontsize=6)
+        annotate(line[1], "expected {:.2f}, true {:.2f}".format(*dice[case]), "corner", fontsize=6)
     for axis, name in zip(axes[0], ("image, true outline", "mask", "uncertainty")):
-        say(axis, name)
+        annotate(axis, name)
     _scatter(figure, axes, np.array(list(dice.values())))
     return figure
 

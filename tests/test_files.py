@@ -13,7 +13,7 @@ import pytest
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 
-from custom_modules.files import DAY, remove_partial, whole, write_json
+from custom_modules.files import DAY, atomic_path, remove_partial, write_json
 from custom_modules.inference.writers import AtomicNibabelWriter
 
 AFFINE = np.diag([-0.7, -1.3, 6.0, 1.0])
@@ -112,9 +112,9 @@ def test_only_old_remains_are_removed(tmp_path, monkeypatch):
 
 
 def test_a_write_whose_file_is_gone_afterwards_is_well(tmp_path):
-    with whole(tmp_path / "facts.json") as aside:
+    with atomic_path(tmp_path / "facts.json") as aside:
         aside.write_text("{}")
     assert os.listdir(tmp_path) == ["facts.json"]
-    with pytest.raises(FileNotFoundError), whole(tmp_path / "facts.json") as aside:
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "facts.json") as aside:
         pass  # and one whose file was never there says so
     assert (tmp_path / "facts.json").read_text() == "{}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from custom_modules.data.layouts import CHAOS_KIDNEYS, LAYOUTS, find_cases
 from custom_modules.data.splits import expand_splits, read_splits, split_cases
 from custom_modules.data.tags import read_tags, tag_cases
-from custom_modules.files import whole
+from custom_modules.files import atomic_path
 
 
 def _write_datalist(path: Path, split: dict[str, list[dict]], root: Path, settings: dict) -> None:
@@ -24,7 +24,7 @@ def _write_datalist(path: Path, split: dict[str, list[dict]], root: Path, settin
 
     entries = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
     entries += [f" {json.dumps(name)}: [{','.join(map(line, items))}]" for name, items in split.items()]
-    with whole(path) as aside:
+    with atomic_path(path) as aside:
         aside.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ class TagVolumed(MapTransform):
     """Turns per-slice tags into a volume, so that every later transform moves them together with the image.
 
     `slice_labels` (list of 0/1, index i of the stored array along `slice_axis`) becomes a uint8 MetaTensor
-    (1, H, W, D) with the image's affine, each slice filled with its tag. `slice_tags` reads it back. Apply before
+    (1, H, W, D) with the image's affine, each slice filled with its tag. `tags_of_volume` reads it back. Apply before
     any spatial transform. A case without tags passes unchanged.
 
     Raises:
@@ -44,7 +44,7 @@ class TagVolumed(MapTransform):
         return out
 
 
-def slice_tags(tag_volume: torch.Tensor) -> torch.Tensor:
+def tags_of_volume(tag_volume: torch.Tensor) -> torch.Tensor:
     """Tags (D,) uint8 of a tag volume (1, H, W, D), read along its last axis.
 
     Raises:

@@ -14,7 +14,7 @@ from custom_modules.data.geometry import UNREADABLE, in_a_line, read_geometry
 from custom_modules.data.labels import check_label, load_label
 
 
-def slice_tags(
+def tags_of_label(
     label: np.ndarray, target_labels: Sequence[int] | None = None, slice_axis: int = 2, min_area: int = 0
 ) -> list[int]:
     """Tag each slice of a label (H, W, D) with 1 where more than `min_area` pixels hold one of `target_labels`
@@ -50,7 +50,7 @@ def read_tags(path: str | Path) -> dict[str, dict[int, int]]:
 def tag_cases(
     cases: list[dict], tags: dict[str, dict[int, int]] | None = None, **rule
 ) -> tuple[list[dict], dict[str, str], dict[str, str]]:
-    """Give each case its `slice_labels`: from `tags`, or else from its label by `slice_tags(label, **rule)`.
+    """Give each case its `slice_labels`: from `tags`, or else from its label by `tags_of_label(label, **rule)`.
 
     Returns:
         The usable cases (those without tags lack `slice_labels`), `{case: why it was skipped}`, `{case: note}`.
@@ -73,7 +73,7 @@ def tag_cases(
             skipped[case] = in_a_line(error)
             continue
         if label is not None:
-            item = item | {"slice_labels": slice_tags(label, **rule)}
+            item = item | {"slice_labels": tags_of_label(label, **rule)}
         elif case in (tags or ()):
             if max(tags[case]) >= n_slices:
                 raise ValueError(f"the tags of {case!r} name slice {max(tags[case])}; its last is {n_slices - 1}.")

@@ -22,7 +22,7 @@ from monai.utils import convert_to_tensor
 from scipy.stats import spearmanr
 
 from custom_modules import __version__
-from custom_modules.data.tag_volume import slice_tags
+from custom_modules.data.tag_volume import tags_of_volume
 from custom_modules.evaluation.metrics import (
     Row,
     check_protocol,
@@ -34,7 +34,7 @@ from custom_modules.evaluation.metrics import (
     volume_metrics,
 )
 from custom_modules.evaluation.tables import ROWS, SLICE_COLUMNS, VOLUME_COLUMNS, _csv, _read, _table, _write
-from custom_modules.files import read_record, result_file, sha256, whole, write_json
+from custom_modules.files import atomic_path, read_record, result_file, sha256, write_json
 from custom_modules.inference.evaluator import one_case
 
 SPECIFICITY = 0.95  # at which the classifier's sensitivity is told
@@ -143,7 +143,7 @@ class EvaluationMetrics:
             )
         gate = []
         if item.get("gate_probability") is not None and item.get("slice_labels") is not None:
-            gate = list(zip(item["gate_probability"], slice_tags(item["slice_labels"].as_tensor()).tolist()))
+            gate = list(zip(item["gate_probability"], tags_of_volume(item["slice_labels"].as_tensor()).tolist()))
         target = self._target(item)[0]
         slices = slice_metrics(pred[0], target, self.slice_axis, pred.pixdim.tolist(), self.min_area)
         volume = {"n_slices": len(slices), "n_undefined": n_undefined(slices, "hd95")}
@@ -173,7 +173,7 @@ class EvaluationMetrics:
             ("per_slice.csv", per_slice, SLICE_COLUMNS),
             ("per_volume.csv", per_volume, VOLUME_COLUMNS),
         ):
-            with whole(self.folder / name) as aside:
+            with atomic_path(self.folder / name) as aside:
                 aside.write_text(_csv(rows, columns), encoding="utf-8")
         write_json(self.folder / "summary.json", summary)
         if not per_volume:

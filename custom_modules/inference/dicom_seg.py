@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from custom_modules import __version__
-from custom_modules.files import result_file, whole
+from custom_modules.files import atomic_path, result_file
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation, SegmentDescription
@@ -65,7 +65,7 @@ class SaveDicomSegd(MapTransform):
             frames = mask_frames(data[key], headers)
             if not frames.any():
                 logger.info("case %s: nothing was found; the frames of its DICOM Segmentation are empty", data["case"])
-            with whole(result_file(self.output_dir, data["stem"], "seg.dcm")) as aside:
+            with atomic_path(result_file(self.output_dir, data["stem"], "seg.dcm")) as aside:
                 segmentation(headers, frames, self.segment, self.algorithm).save_as(aside)
         return dict(data)
 

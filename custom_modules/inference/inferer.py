@@ -20,7 +20,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import nn
 from tqdm import tqdm
 
-from custom_modules.data.tag_volume import slice_tags
+from custom_modules.data.tag_volume import tags_of_volume
 from custom_modules.inference.body import body_mask
 from custom_modules.networks.precision import autocast
 
@@ -149,7 +149,7 @@ class SaliencyInferer(Inferer):
                     "gate is 'tags' but the case has no slice_labels; give a datalist with tags, or --gate classifier."
                 )
             tags = tags.as_tensor() if isinstance(tags, MetaTensor) else tags
-            return slice_tags(tags.movedim(1 + self.slice_axis, -1)).float().cpu()
+            return tags_of_volume(tags.movedim(1 + self.slice_axis, -1)).float().cpu()
         size = (self.gate_size, self.gate_size)
         if self.gate_size is not None and slices.shape[-2:] != size:
             slices = nn.functional.interpolate(slices, size, mode="bilinear", antialias=True)

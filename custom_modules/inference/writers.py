@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from monai.data import NibabelWriter
 
-from custom_modules.files import whole
+from custom_modules.files import atomic_path
 
 
 class AtomicNibabelWriter(NibabelWriter):
-    """MONAI's NIfTI writer through `whole`.
+    """MONAI's NIfTI writer through `atomic_path`.
 
     A volume of one slice stays a volume; MONAI's writer drops its last axis together with the channel's.
     """
@@ -19,5 +19,5 @@ class AtomicNibabelWriter(NibabelWriter):
             self.data_obj = self.data_obj[..., None]
 
     def write(self, filename, verbose: bool = False, **kwargs) -> None:
-        with whole(filename) as aside:
+        with atomic_path(filename) as aside:
             super().write(aside, verbose=verbose, **kwargs)

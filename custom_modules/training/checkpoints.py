@@ -12,7 +12,7 @@ from ignite.handlers import EMAHandler
 from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch import nn
 
-from custom_modules.files import whole
+from custom_modules.files import atomic_path
 from custom_modules.networks.weights import training_cases, training_list
 
 
@@ -52,9 +52,9 @@ class AveragedWeights:
         if engine.state.rank > 0:
             return
         state = {k: v.half() if v.is_floating_point() else v for k, v in self.ema.ema_model.state_dict().items()}
-        with whole(self.path) as aside, open(aside, "wb") as file:  # a path's name would enter the file
+        with atomic_path(self.path) as aside, open(aside, "wb") as file:  # a path's name would enter the file
             torch.save(state, file)
-        with whole(training_list(self.path)) as aside:
+        with atomic_path(training_list(self.path)) as aside:
             aside.write_text("".join(f"{case}\n" for case in self.cases), encoding="utf-8")
 
 

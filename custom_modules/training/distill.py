@@ -24,14 +24,14 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from torch import nn
 
-from custom_modules.files import result_file, sha256, whole
+from custom_modules.files import atomic_path, result_file, sha256
 from custom_modules.inference.cases import CaseDataset
 from custom_modules.training.checkpoints import AveragedWeights
 
 logger = logging.getLogger(__name__)
 
 
-def teacher(ckpt_path: str | Path, folder: str | Path) -> str:
+def save_teacher(ckpt_path: str | Path, folder: str | Path) -> str:
     """Path of a copy of `ckpt_path` without its segmenter, in `folder`, named after the tensors in it.
 
     What a distillation leaves behind goes by this name: weights that only got a segmenter have the same one, so that
@@ -51,7 +51,7 @@ def teacher(ckpt_path: str | Path, folder: str | Path) -> str:
         digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
     path = Path(folder, f"teacher_{digest.hexdigest()[:12]}.pt")
     if not path.is_file():
-        with whole(path) as aside, open(aside, "wb") as file:
+        with atomic_path(path) as aside, open(aside, "wb") as file:
             torch.save(state, file)
     return str(path)
 

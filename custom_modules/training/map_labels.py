@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import KeepLargestConnectedComponent, LoadImage, MapTransform, ResampleToMatch
 from scipy import ndimage
 
-from custom_modules.data.tag_volume import slice_tags
+from custom_modules.data.tag_volume import tags_of_volume
 from custom_modules.inference.body import CROSS, body_mask
 from custom_modules.inference.mask import threshold_slices
 from custom_modules.training.segmentation import UNKNOWN
@@ -56,7 +56,7 @@ class LoadMapd(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         out = dict(data)
-        image, tags = out["image"], slice_tags(out["slice_labels"].as_tensor())
+        image, tags = out["image"], tags_of_volume(out["slice_labels"].as_tensor())
         x = np.asarray(image[0])
         body, region = (body_mask(x, rim) & np.asarray(tags.bool()) for rim in (0, self.erosion))
         saliency = np.asarray(self.onto_image(self.load(out["map_file"]), image)[0])

@@ -11,7 +11,7 @@ from torch.utils.data import DistributedSampler
 from custom_modules.training.slices import SliceDataset
 
 
-def share(items: Sequence) -> Sequence:
+def rank_share(items: Sequence) -> Sequence:
     """What this process takes of `items`, also of a tensor's rows: every N-th of N processes.
 
     Where there are fewer items than processes, each does all of them: one without work would leave the others waiting.
@@ -48,4 +48,4 @@ class BalancedSampler(DistributedSampler):
         total = self.num_samples * self.num_replicas
         indices = torch.multinomial(self.weights, total, replacement=True, generator=generator)
         seeds = torch.randint(2**32, (total,), generator=generator)
-        return iter(share(list(zip(indices.tolist(), seeds.tolist()))))
+        return iter(rank_share(list(zip(indices.tolist(), seeds.tolist()))))

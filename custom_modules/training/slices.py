@@ -1,7 +1,7 @@
 """The slices of a set of volumes in memory, which training draws from: decoded once, 8 bits a voxel.
 
 Several processes (torchrun) share work and draws: whatever is random is drawn alike in all of them, for all of them,
-and each takes its `share`. So N processes with a batch of B compute what one process with a batch of N * B does.
+and each takes its `rank_share`. So N processes with a batch of B compute what one process with a batch of N * B does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from custom_modules.data.annotation import tagged_cases
-from custom_modules.data.tag_volume import slice_tags
+from custom_modules.data.tag_volume import tags_of_volume
 
 MAX_RATIO = 8.0  # so that a few slices do not make up the loss
 
@@ -71,7 +71,7 @@ class SliceDataset(Dataset):
 
         shared = cache_dir is not None and idist.get_world_size() > 1
         if shared:  # each process fills its share of the cache, from which all read
-            read(everything[idist.get_rank() :: idist.get_world_size()])  # not `share`: two must not write one file
+            read(everything[idist.get_rank() :: idist.get_world_size()])  # `rank_share` may give one file to two
             idist.barrier()
         try:
             packed = read(everything, quiet=shared)
@@ -166,7 +166,7 @@ class PackSlices(Transform):
     (n, 1, H, W) uint8 where the case has one."""
 
     def __call__(self, data: Mapping) -> dict[str, torch.Tensor]:
-        image, tags = data["image"].as_tensor(), slice_tags(data["slice_labels"].as_tensor())
+        image, tags = data["image"].as_tensor(), tags_of_volume(data["slice_labels"].as_tensor())
         slices = image.movedim(-1, 0)
         tissue = (slices > -0.9).flatten(1).float().mean(dim=1) > 0.02
         codes = ((slices[tissue] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

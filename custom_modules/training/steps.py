@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from custom_modules.diffusion import Diffusion
 from custom_modules.networks.precision import autocast
 from custom_modules.networks.weak_diffusion import WeakDiffusionNetwork
-from custom_modules.training.sampling import share
+from custom_modules.training.sampling import rank_share
 
 
 class TagBatch(PrepareBatch):
@@ -82,9 +82,9 @@ class TrainingStep(nn.Module):
 
     def forward(self, x_0: torch.Tensor, tags: torch.Tensor, weights: torch.Tensor) -> dict[str, torch.Tensor]:
         total = len(x_0) * idist.get_world_size()
-        eps = share(torch.randn(total, *x_0.shape[1:], device=x_0.device))
-        t = share(self.sample_timesteps(total, x_0.device))
-        clean = share(torch.rand(total, device=x_0.device) < self.clean_fraction)
+        eps = rank_share(torch.randn(total, *x_0.shape[1:], device=x_0.device))
+        t = rank_share(self.sample_timesteps(total, x_0.device))
+        clean = rank_share(torch.rand(total, device=x_0.device) < self.clean_fraction)
         x_t = self.diffusion.add_noise(x_0, eps, t)  # Eq. (2)
         with autocast(x_0.device, self.amp):
             eps_hat = self.network(x_t, t, tags)

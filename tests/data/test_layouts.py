@@ -8,7 +8,7 @@ from custom_modules.data.datalist import check_cases
 from custom_modules.data.geometry import read_geometry
 from custom_modules.data.labels import load_label
 from custom_modules.data.layouts import CHAOS_KIDNEYS, find_cases
-from custom_modules.data.tags import read_tags, slice_tags, tag_cases
+from custom_modules.data.tags import read_tags, tag_cases, tags_of_label
 from tests.helpers.series import save_chaos, save_series
 from tests.helpers.volumes import SHAPE, brats_case, mask_of, named, save_volume
 
@@ -104,15 +104,15 @@ def test_find_cases_errors(tmp_path):
         find_cases(tmp_path)
 
 
-def test_slice_tags_by_value_axis_and_area():
+def test_tags_of_label_by_value_axis_and_area():
     label = np.zeros((3, 2, 2), np.int32)
     label[0, :, 1] = 2  # 2 pixels in slice 1 of axis 2, in slice 0 of axis 0
     label[1, 0, 0] = 5
-    assert slice_tags(label) == [1, 1]
-    assert slice_tags(label, [2]) == [0, 1]
-    assert slice_tags(label, min_area=1) == [0, 1]
-    assert slice_tags(label, min_area=2) == [0, 0]
-    assert slice_tags(label, slice_axis=0) == [1, 1, 0]
+    assert tags_of_label(label) == [1, 1]
+    assert tags_of_label(label, [2]) == [0, 1]
+    assert tags_of_label(label, min_area=1) == [0, 1]
+    assert tags_of_label(label, min_area=2) == [0, 0]
+    assert tags_of_label(label, slice_axis=0) == [1, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from monai.transforms import (
 )
 from scipy import ndimage
 
-from custom_modules.data.tag_volume import TagVolumed, slice_tags
+from custom_modules.data.tag_volume import TagVolumed, tags_of_volume
 from custom_modules.inference.body import body_box, body_mask
 from custom_modules.inference.checks import CheckVolumed
 
@@ -98,7 +98,7 @@ def test_tags_follow_the_volume(tmp_path, codes, target):
         ]
     )({"image": tmp_path / "image.nii.gz", "slice_labels": tags})
     assert walked["image"].shape == walked["slice_labels"].shape == (1, 9, 7, 5)
-    found = slice_tags(walked["slice_labels"])
+    found = tags_of_volume(walked["slice_labels"])
     assert found.tolist() == walked["image"][0].numpy().any(axis=(0, 1)).astype(int).tolist()
     assert found.tolist() == ([0, 1, 1, 0, 0] if target == "LPS" else [0, 0, 1, 1, 0])
     assert found.dtype == torch.uint8
@@ -122,7 +122,7 @@ def test_tags_along_another_axis_are_an_error():
     image = MetaTensor(torch.zeros(1, 4, 3, 5))
     volume = TagVolumed(slice_axis=0)({"image": image, "slice_labels": [0, 1, 1, 0]})["slice_labels"]
     with pytest.raises(ValueError, match="slice_labels run along another axis .* set slice_axis"):
-        slice_tags(volume)
+        tags_of_volume(volume)
 
 
 # ---- the body

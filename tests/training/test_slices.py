@@ -17,7 +17,7 @@ from monai.transforms import (
 )
 
 from custom_modules.data.tag_volume import TagVolumed
-from custom_modules.training.sampling import BalancedSampler, share
+from custom_modules.training.sampling import BalancedSampler, rank_share
 from custom_modules.training.slices import MAX_RATIO, SliceDataset, position_weights
 from tests.helpers.volumes import save_volume
 
@@ -188,12 +188,12 @@ def processes(monkeypatch, rank, number):
 
 
 def test_each_process_has_its_share_and_none_is_without(monkeypatch):
-    assert share(range(5)) == range(5)
+    assert rank_share(range(5)) == range(5)
     shares = []
     for rank in range(3):
         processes(monkeypatch, rank, 3)
-        shares.append(share(list("abcde")))
-        assert share(["a", "b"]) == ["a", "b"] and share([]) == []
+        shares.append(rank_share(list("abcde")))
+        assert rank_share(["a", "b"]) == ["a", "b"] and rank_share([]) == []
     assert shares == [["a", "d"], ["b", "e"], ["c"]]
 
 
