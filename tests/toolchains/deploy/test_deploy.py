@@ -19,8 +19,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from examples.phantom import head_phantom
-from tests.conftest import BUNDLES, REPO, config, monai_bundle_process
-from tests.series import save_series
+from tests.helpers.bundles import BUNDLES, REPO, config, monai_bundle_process
+from tests.helpers.series import save_series
 
 APP = REPO / "examples" / "deploy_app"
 CODES = {  # category, type and region, all of SNOMED CT

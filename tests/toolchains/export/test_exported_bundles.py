@@ -17,8 +17,8 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from examples.phantom import head_phantom
 from packing.export import read_bundle
-from tests.conftest import BUNDLES, REPO
-from tests.onnx_models import outputs
+from tests.helpers.bundles import BUNDLES, REPO
+from tests.helpers.onnx_models import outputs
 
 KNOBS = {"brats_flair": [], "chaos_kidney": ["--gate_threshold", "0"]}  # no kidney in a head: each slice is processed
 SEED = 2

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from server import Server, serve
 
 from examples.phantom import head_phantom
-from tests.conftest import REPO, config, monai_bundle_process
+from tests.helpers.bundles import REPO, config, monai_bundle_process
+from tests.toolchains.monai_label.server import Server, serve
 
 HERE = Path(__file__).parent
 IMAGES = {"brats_flair": "head0", "chaos_kidney": "abdomen"}
