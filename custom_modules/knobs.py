@@ -1,4 +1,4 @@
-"""Checks of what the user turned: a misspelt knob and a wrong choice are errors that name the right ones.
+"""Checks of what the user set: a misspelt knob and a wrong choice are errors that name the right ones.
 
 MONAI's bundles accept any `--id value` on the command line and silently ignore ids that the config does not have.
 """
@@ -16,14 +16,14 @@ from monai.bundle.scripts import run
 from monai.bundle.utils import ID_SEP_KEY
 
 RUN_ARGUMENTS = set(inspect.signature(run).parameters) | {"workflow_name", "workflow_type", "properties_path"}
-OPTION = re.compile("--|-[a-zA-Z]")  # how a word starts that Fire takes for one
-EVALUATED = ("$", "@", "%")  # how a value starts that MONAI evaluates: an expression, a reference, a part of a file
+OPTION = re.compile("--|-[a-zA-Z]")  # the start of a word that Fire takes for an option
+EVALUATED = ("$", "@", "%")  # the start of a value that MONAI evaluates: an expression, a reference, a part of a file
 
 
 def command_line(argv: Sequence[str] | None = None) -> tuple[dict[str, str], list[str]]:
-    """What `python -m monai.bundle run` was given: {id: the word after it, or ""}, and its config files, in order.
+    """Reads what `python -m monai.bundle run` was given: {id: the next word, or ""}, and its config files, in order.
 
-    Both are empty when the process was started otherwise (a test, MONAI Label, a notebook).
+    Both are empty when the process was started in another way (a test, MONAI Label, a notebook).
     """
     argv = list(sys.argv if argv is None else argv)
     given = {}
@@ -38,9 +38,9 @@ def command_line(argv: Sequence[str] | None = None) -> tuple[dict[str, str], lis
 
 
 def check_knobs(argv: Sequence[str] | None = None) -> None:
-    """Compares the ids given to `python -m monai.bundle run` with those that its config files know.
+    """Compares the ids given to `python -m monai.bundle run` with those in its config files.
 
-    Does nothing when the process was started otherwise.
+    Does nothing when the process was started in another way.
 
     Raises:
         ValueError: if an id does not exist, with the closest ones that do, or a switch is neither True nor False.
@@ -53,8 +53,13 @@ def check_knobs(argv: Sequence[str] | None = None) -> None:
 
 
 def find_knob(name: str, config: Mapping, value: str = "") -> str | None:
-    """None where `config` has the id `name` (a, a#b or a::b) and it may be `value`, else what is wrong, with the
-    closest ids. `value` is the word after it on the command line; "" is none."""
+    """Says what is wrong with an id and its value, or returns None.
+
+    Args:
+        name: the id: a, a#b or a::b.
+        config: content of the config files.
+        value: the word after the id on the command line; "" where there is none.
+    """
     node, parts = config, name.replace("#", ID_SEP_KEY).split(ID_SEP_KEY)
     for part in parts:
         if isinstance(node, Sequence) and not isinstance(node, str) and part.isdigit() and int(part) < len(node):
@@ -69,12 +74,12 @@ def find_knob(name: str, config: Mapping, value: str = "") -> str | None:
             hint = f"; did you mean one of {close}?" if close else "."
             return f"--{name}: there is no knob {part!r}{hint}"
     if isinstance(node, bool) and value not in ("", "True", "False") and not value.startswith(EVALUATED):
-        return f"--{name} must be True or False, so written; got {value!r}, a text, which would count as True."
+        return f"--{name} must be exactly True or False; got {value!r}, a text, which would count as True."
     return None
 
 
 def choose(options: Mapping, name: str, knob: str):
-    """`options[name]`, or an error that lists what `knob` may be.
+    """Returns `options[name]`, or raises an error that lists what `knob` may be.
 
     Raises:
         ValueError: if there is no such option.
@@ -84,6 +89,26 @@ def choose(options: Mapping, name: str, knob: str):
     return options[name]
 
 
-def own_settings(method: str, settings: Mapping[str, Mapping]) -> dict:
-    """The settings of one method, {knob: value}, from a table {knob: {method: value, "others": value}}."""
-    return {knob: values.get(method, values["others"]) for knob, values in settings.items()}
+def method_profile(profiles: Mapping[str, Mapping], method: str) -> dict:
+    """Returns the defaults of a method, {knob: value}: the row "default" of `profiles`, then the method's own row.
+
+    Raises:
+        ValueError: if a row has a knob that the row "default" lacks.
+    """
+    for name, row in profiles.items():
+        for knob in row:
+            if knob not in profiles["default"]:
+                hint = difflib.get_close_matches(knob, profiles["default"], n=1) or sorted(profiles["default"])
+                raise ValueError(f"profiles#{name}: there is no knob {knob!r}; did you mean one of {hint}?")
+    return {**profiles["default"], **profiles.get(method, {})}
+
+
+def choose_method(methods: Mapping, method: str, profiles: Mapping[str, Mapping]):
+    """Returns `methods[method]`, once every row of `profiles` is known to be a method's.
+
+    Raises:
+        ValueError: if there is no such method, or a row of `profiles` is of none.
+    """
+    for name in profiles:
+        choose({**methods, "default": None}, name, "a row of profiles")
+    return choose(methods, method, "method")
