@@ -2,7 +2,7 @@
 
     python -m packing.configs [bundles/brats_flair ...]
 
-A line `# <- FILE: SECTION` of a shared config becomes the text of that section, comments and all. FILE is `bundle.yaml`,
+A line `# <- FILE: SECTION` of a shared config becomes the text of that section with its comments. FILE is `bundle.yaml`,
 or `parts.yaml` for what several configs share. So each config of a bundle is a complete, commented file, and what two
 of them must agree on is written once. They are committed; a test writes them again and compares.
 """

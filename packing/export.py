@@ -26,7 +26,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -35,17 +34,16 @@ from monai.bundle import ConfigParser
 from monai.data import save_net_with_metadata
 from torch import nn
 
+from packing.program import check_program
 from packing.record import RECORD, describe
 from packing.torchscript import SETTINGS, Segmenter, TracedNetwork
 
 OPSET = 18
-WRITERS_OWN = ("version", "byteorder", ".data/version", ".data/serialization_id")  # written in every .ts anyhow
-PROGRAM = Path(__file__).with_name("segment.yaml")  # the parts of a config that `Segmenter` repeats
-ANY, NOTHING = "*", "nothing"
+WRITERS_OWN = ("version", "byteorder", ".data/version", ".data/serialization_id")  # the writer adds them itself
 
 
 def inference_file(bundle: str | Path) -> Path:
-    """The inference config in a bundle's folder, YAML or JSON.
+    """Finds the inference config in a bundle's folder, YAML or JSON.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -58,7 +56,7 @@ def inference_file(bundle: str | Path) -> Path:
 
 
 def read_bundle(bundle: str | Path, **knobs) -> ConfigParser:
-    """The inference config and metadata of a bundle's folder with `knobs`, its custom code importable."""
+    """Reads inference config and metadata of a bundle's folder, with `knobs`; makes its custom code importable."""
     file = inference_file(bundle)
     root = str(file.parents[1])
     if root not in sys.path:
@@ -71,7 +69,7 @@ def read_bundle(bundle: str | Path, **knobs) -> ConfigParser:
 
 
 def trace(network: nn.Module, image_size: int) -> torch.jit.ScriptModule:
-    """`network` (`WeakDiffusionNetwork`, eval mode) as a scripted `TracedNetwork`, for any batch, size and device."""
+    """Traces a `WeakDiffusionNetwork` in eval mode to a scripted `TracedNetwork`, for any batch, size and device."""
     x, t = torch.rand(2, 1, image_size, image_size), torch.tensor([0, 1])
     inputs = {"forward": (x, t, torch.eye(2)), "classify": (x, t)}
     with torch.no_grad(), warnings.catch_warnings():
@@ -83,7 +81,7 @@ def trace(network: nn.Module, image_size: int) -> torch.jit.ScriptModule:
 
 
 def _follow_device(graph: torch.Graph) -> None:
-    """A trace holds the device it was made on as a constant (the timesteps' embedding); the input's takes its place."""
+    """Replaces the device that a trace holds as a constant (the timesteps' embedding) by the input's device."""
     tensor = list(graph.inputs())[1]  # the first is the module
     for constant in graph.findAllNodes("prim::Constant"):
         if constant.output().type().kind() == "DeviceObjType":
@@ -93,35 +91,8 @@ def _follow_device(graph: torch.Graph) -> None:
             constant.output().replaceAllUsesWith(device.output())
 
 
-def check_program(parser: ConfigParser) -> None:
-    """Compares the config with `PROGRAM`.
-
-    Raises:
-        ValueError: if the config says something that the program does not do.
-    """
-    for section, expected in yaml.safe_load(PROGRAM.read_text()).items():
-        if found := _first_difference(expected, parser.get(section, NOTHING), section):
-            name, expected, value = found
-            raise ValueError(
-                f"the TorchScript program is written for {name} {expected!r}; got {value!r}. Leave it as it was, or "
-                f"change packing/torchscript.py and packing/{PROGRAM.name} with it."
-            )
-
-
-def _first_difference(expected, found, name: str) -> tuple | None:
-    """Id, expected and found value of the first place where they differ, or None."""
-    if isinstance(expected, Mapping) and isinstance(found, Mapping):
-        keys = [*expected, *(key for key in found if key not in expected)]
-        pairs = [(key, expected.get(key, NOTHING), found.get(key, NOTHING)) for key in keys]
-    elif isinstance(expected, list) and isinstance(found, list):
-        pairs = [(i, *pair) for i, pair in enumerate(zip_longest(expected, found, fillvalue=NOTHING))]
-    else:
-        return None if expected in (ANY, found) else (name, expected, found)
-    return next(filter(None, (_first_difference(*pair, f"{name}#{key}") for key, *pair in pairs)), None)
-
-
 def segmenter(parser: ConfigParser, network: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
-    """The program of `packing.torchscript` with the bundle's settings; the config has passed `check_program`."""
+    """Builds the program of `packing.torchscript` with the bundle's settings; the config has passed `check_program`."""
     transforms = {step["_target_"]: step for step in parser.get("preprocessing")["transforms"]}
     return torch.jit.script(
         Segmenter(
@@ -136,20 +107,21 @@ def segmenter(parser: ConfigParser, network: torch.jit.ScriptModule) -> torch.ji
 
 
 def save(module: torch.jit.ScriptModule, file: Path, metadata: Mapping, config: Mapping) -> None:
-    """Writes `module` with both as extra files, and without what TorchScript notes of the sources it came from.
+    """Writes `module` with metadata and config as extra files, and without TorchScript's records of its sources.
 
-    Those records hold the paths of the machine that exported, for error messages; nothing else needs them.
+    Those records hold paths of the machine that exported, for error messages; nothing else needs them.
     """
-    whole = file.with_name(f"whole-{file.name}")
+    complete = file.with_name(f"complete-{file.name}")
     extra = {"inference.json": json.dumps(config).encode()}
-    save_net_with_metadata(module, str(whole), include_config_vals=False, meta_values=metadata, more_extra_files=extra)
-    reader, writer = torch._C.PyTorchFileReader(str(whole)), torch._C.PyTorchFileWriter(str(file))
+    options = {"include_config_vals": False, "meta_values": metadata, "more_extra_files": extra}
+    save_net_with_metadata(module, str(complete), **options)
+    reader, writer = torch._C.PyTorchFileReader(str(complete)), torch._C.PyTorchFileWriter(str(file))
     for name in reader.get_all_records():
         if not name.endswith(".debug_pkl") and name not in WRITERS_OWN:
             record = reader.get_record(name)
             writer.write_record(name, record, len(record))
     writer.write_end_of_file()
-    whole.unlink()
+    complete.unlink()
 
 
 def write_onnx(network: nn.Module, image_size: int, segmenter_size: int, folder: Path) -> None:
@@ -180,8 +152,8 @@ def write_onnx(network: nn.Module, image_size: int, segmenter_size: int, folder:
 def export(bundle: str | Path, output_dir: str | Path | None = None, **knobs) -> Path:
     """Writes these files and export.json; returns their folder, by default `dist/export/<bundle>`.
 
-    They are made aside, so that an error leaves the folder as it was, and then renamed one by one, export.json last:
-    where a kill in between leaves old files and new ones, there is none.
+    They are made in a folder beside it, so that an error leaves the folder as it was, and then renamed one by one,
+    export.json last: a kill in between leaves old and new files, but no export.json.
 
     Raises:
         ValueError: if the config says something that segment.ts does not do, or a knob's value is wrong.
@@ -209,7 +181,7 @@ def export(bundle: str | Path, output_dir: str | Path | None = None, **knobs) ->
 
 
 def read_knobs(words: Sequence[str], config: Mapping) -> dict:
-    """`--knob value` pairs of ids that `config` has.
+    """Reads pairs `--knob value` of ids that `config` has.
 
     Raises:
         ValueError: if a word is not a pair's, or there is no such knob.

@@ -1,6 +1,6 @@
 """`export.json`: what the files of an export were made from, so that a bundle is packed with its own ones only.
 
-{"version": "0.4.0",
+{"version": "0.5.0",
  "knobs": {},                                        those given to packing.export
  "from": {"models/model.pt": "<SHA-256>", ...},      the weights (of `ckpt_path`, where it was given), the configs
  "made": {"model.ts": "<SHA-256>", ...}}
