@@ -16,7 +16,7 @@ def require_version(version: str) -> None:
         version: of the bundle, which its config states.
 
     Raises:
-        ValueError: if this package is of another version, with both versions and where they lie.
+        ValueError: if this package is of another version; the message has both versions and their folders.
     """
     if version == __version__:
         return
@@ -26,5 +26,5 @@ def require_version(version: str) -> None:
     raise ValueError(
         f"This bundle is of version {version}, but Python has imported {own.name} {__version__} from {own}"
         f"{' and not ' + ' or '.join(others) if others else ''}. A process serves bundles of one version: pack them "
-        f"anew from one version, or start a process for each, from a folder without {own.name} of its own."
+        f"again from one version, or start a process for each, from a folder without {own.name} of its own."
     )

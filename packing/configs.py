@@ -2,8 +2,8 @@
 
     python -m packing.configs [bundles/brats_flair ...]
 
-A line `# <- FILE: SECTION` of a shared config becomes the text of that section with its comments. FILE is `bundle.yaml`,
-or `parts.yaml` for what several configs share. So each config of a bundle is a complete, commented file, and what two
+A line `# <- FILE: SECTION` of a shared config becomes the text of that section, with its comments: FILE is `bundle.yaml`
+or, for what several configs share, `parts.yaml`. So each config of a bundle is a complete, commented file, and what two
 of them must agree on is written once. They are committed; a test writes them again and compares.
 """
 
@@ -19,7 +19,7 @@ REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO / "configs"
 PARTS, BUNDLE = "parts.yaml", "bundle.yaml"
 INSERT = re.compile(r"^( *)# <- (\S+): (\w+)\n", re.MULTILINE)
-HEAD = "# Written by `python -m packing.configs` from the shared configs/{file} and bundle.yaml: edit those.\n"
+HEAD = "# Written by `python -m packing.configs`: in the repository, edit configs/{file} and bundle.yaml.\n"
 
 
 def bundle_folders() -> list[Path]:

@@ -1,6 +1,6 @@
 """Packs each bundle so that it stands alone: as a folder to serve from, and as a zip to download.
 
-    python -m packing.pack [--output_dir dist] [--export_dir dist/export]
+    python -m packing.pack [bundles/brats_flair ...] [--output_dir dist] [--export_dir dist/export]
 
     dist/brats_flair-0.5.0/       configs/ (every YAML, and the same as JSON), docs/, models/, custom_modules/ (a copy),
                                   LICENSE (code), docs/data_license.txt (weights), SHA256SUMS
@@ -27,21 +27,21 @@ from monai.bundle import ConfigParser
 
 import custom_modules
 from packing import record
+from packing.configs import REPO, bundle_folders
 
-REPO = Path(__file__).resolve().parents[1]
 DIST = REPO / "dist"
 EXPORTS = DIST / "export"  # where `make export` writes
-FILES = (  # what a packed bundle must hold; whatever else lies there (checkpoints, caches, logs) stays behind
+FILES = (  # what a packed bundle must hold; other files (checkpoints, caches, logs) are left out
     *("LICENSE", "configs/metadata.json", "configs/logging.conf", "configs/*.yaml", "custom_modules/**/*.py"),
-    *("docs/README.md", "docs/data_license.txt", "models/model.pt", "models/supervised.pt", "models/*.training.txt"),
+    *("docs/README.md", "docs/data_license.txt", "models/model.pt", "models/model.training.txt"),
 )
-PICTURES = "docs/*.png"
+OPTIONAL = ("docs/*.png", "models/supervised.pt", "models/supervised.training.txt")
 SUMS = "SHA256SUMS"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can state
 
 
 def as_json(config: Path) -> bytes:
-    """A YAML config as JSON: `monai.bundle.load` and some hosts read nothing else.
+    """Converts a YAML config to JSON: `monai.bundle.load` and some hosts read nothing else.
 
     Raises:
         ValueError: if JSON cannot say the same (a key that is not a string, a date, ...).
@@ -54,12 +54,12 @@ def as_json(config: Path) -> bytes:
 
 
 def checksums(files: Mapping[str, bytes]) -> bytes:
-    """What `sha256sum --check` reads."""
+    """Returns the lines that `sha256sum --check` reads."""
     return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files)).encode()
 
 
 def contents(bundle: Path, exports: Path) -> dict[str, bytes]:
-    """Every file of a packed bundle, by its path there.
+    """Collects every file of a packed bundle, by its path there.
 
     Args:
         bundle: folder of the bundle.
@@ -78,7 +78,7 @@ def contents(bundle: Path, exports: Path) -> dict[str, bytes]:
             f"{bundle / 'configs' / 'metadata.json'} says version {version}, custom_modules/__init__.py says "
             f"{custom_modules.__version__}: they must agree, give both the newer one."
         )
-    paths = [path for pattern in (*FILES, PICTURES) for path in bundle.glob(pattern)]
+    paths = [path for pattern in (*FILES, *OPTIONAL) for path in bundle.glob(pattern)]
     files = {path.relative_to(bundle).as_posix(): path.read_bytes() for path in paths}
     files |= {f"configs/{path.stem}.json": as_json(path) for path in bundle.glob("configs/*.yaml")}
     files |= {f"models/{path.name}": path.read_bytes() for path in record.check(exports, bundle)}
@@ -93,7 +93,7 @@ def write_folder(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 def write_zip(files: Mapping[str, bytes], path: Path, root: str) -> None:
-    """A zip of `root/...` with nothing in it that depends on when, where or by whom it was made.
+    """Writes a zip of `root/...` that does not depend on when, where or by whom it was made.
 
     Stored, not deflated: compressed bytes differ between versions of zlib, and weights hardly shrink.
     """
@@ -106,10 +106,10 @@ def write_zip(files: Mapping[str, bytes], path: Path, root: str) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Moves a finished file or folder to its place, over what an earlier packing left there.
+    """Moves a finished file or folder to its place and removes what an earlier packing left there.
 
-    A file is replaced at once. A folder is renamed aside first and removed last: whoever looks in between finds none,
-    and a kill there leaves the old one as `.old-<name>` until the next packing.
+    A file is replaced at once. A folder is first renamed to `.old-<name>` and removed last: in between there is none,
+    and a kill leaves the old one under that name until the next packing.
     """
     aside = target.with_name(f".old-{target.name}")
     if target.is_dir():
@@ -121,18 +121,19 @@ def replace(source: Path, target: Path) -> None:
         shutil.rmtree(aside)
 
 
-def pack(output_dir: Path, export_dir: Path = EXPORTS) -> dict[str, Path]:
-    """Packs every bundle of the repository; returns the packed folders by the bundles' names.
+def pack(output_dir: Path, export_dir: Path = EXPORTS, bundles: Sequence[Path] = ()) -> dict[str, Path]:
+    """Packs bundles; returns the packed folders by the bundles' names.
 
     Args:
-        output_dir: gets a folder and a zip for each bundle, and the zips' checksums. Each folder and zip is written
-            aside and renamed when it is whole; after a kill some may be old and some new, until the next packing.
+        output_dir: gets a folder and a zip for each bundle, and the zips' checksums. Each folder and zip is renamed
+            when it is complete; after a kill some may be old and some new, until the next packing.
         export_dir: files of `<export_dir>/<bundle>/` go into the bundle's models/.
+        bundles: their folders; by default every bundle of the repository.
 
     Raises:
         FileNotFoundError, ValueError: of `contents`, before anything is written.
     """
-    bundles = sorted(path.parents[1] for path in REPO.glob("bundles/*/configs/metadata.json"))
+    bundles = [bundle.resolve() for bundle in bundles] or bundle_folders()
     all_files = {bundle.name: contents(bundle, export_dir / bundle.name) for bundle in bundles}
     output_dir.mkdir(parents=True, exist_ok=True)
     packed, zips = {}, {}
@@ -151,11 +152,12 @@ def pack(output_dir: Path, export_dir: Path = EXPORTS) -> dict[str, Path]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m packing.pack", description="Pack the bundles to stand alone.")
+    parser.add_argument("bundles", type=Path, nargs="*", help="folders of bundles (default: all of the repository)")
     parser.add_argument("--output_dir", type=Path, default=DIST, help="gets the folders and zips")
     parser.add_argument("--export_dir", type=Path, default=EXPORTS, help="of packing.export")
     options = parser.parse_args(arguments)
     try:
-        for folder in pack(options.output_dir, options.export_dir).values():
+        for folder in pack(options.output_dir, options.export_dir, options.bundles).values():
             print(f"{folder}/")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

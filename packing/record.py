@@ -18,12 +18,12 @@ RECORD = "export.json"
 
 
 def exported_files(folder: Path) -> list[Path]:
-    """The files in an export's folder except for its record and hidden ones, sorted; none where there is no folder."""
+    """Lists the files in an export's folder without its record and hidden ones; none where there is no folder."""
     return sorted(path for path in folder.glob("[!.]*") if path.is_file() and path.name != RECORD)
 
 
 def describe(folder: Path, config: Path, weights: Path, knobs: Mapping) -> dict:
-    """The record of the export in `folder` from the bundle's inference `config`, `weights` and `knobs`."""
+    """Returns the record of the export in `folder` from the bundle's inference `config`, `weights` and `knobs`."""
     metadata = config.with_name("metadata.json")
     sources = {"models/model.pt": weights, **{f"configs/{path.name}": path for path in (config, metadata)}}
     return {
@@ -35,15 +35,15 @@ def describe(folder: Path, config: Path, weights: Path, knobs: Mapping) -> dict:
 
 
 def check(folder: Path, bundle: Path) -> list[Path]:
-    """The exported files in `folder`, made from `bundle` as it is now.
+    """Lists the exported files in `folder`, made from `bundle` as it is now.
 
     Raises:
-        ValueError: if some of them are not, or nobody knows: what differs, and what to do.
+        ValueError: if some were made from anything else, or there is no record: what differs, and what to do.
     """
     files = exported_files(folder)
     if not files:
         return []
-    remedy = f"Export {bundle.name} anew (make export), or remove {folder}."
+    remedy = f"Export {bundle.name} again (make export), or remove {folder}."
     try:
         record = json.loads((folder / RECORD).read_text())
     except (FileNotFoundError, json.JSONDecodeError) as error:
@@ -55,7 +55,7 @@ def check(folder: Path, bundle: Path) -> list[Path]:
 
 
 def _differences(record: Mapping, now: Mapping) -> list[str]:
-    """What of `record` is not so `now`, in words; values of knobs, such as paths, are left out."""
+    """Says where `record` and `now` differ; values of knobs, such as paths, are left out."""
     problems = []
     if knobs := record.get("knobs"):
         problems.append(f"it was made with --{' --'.join(knobs)}")
