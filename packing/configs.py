@@ -2,9 +2,9 @@
 
     python -m packing.configs [bundles/brats_flair ...]
 
-A line `# <- FILE: SECTION` of a shared config becomes the text of that section, with its comments: FILE is `bundle.yaml`
-or, for what several configs share, `parts.yaml`. So each config of a bundle is a complete, commented file, and what two
-of them must agree on is written once. They are committed; a test writes them again and compares.
+A line `# <- FILE: SECTION` of a shared config becomes that section's text with its comments. FILE is `bundle.yaml`
+or, for what several configs share, `parts.yaml`. So a bundle's configs are complete, commented files, and what two of
+them must agree on is written once. They are committed; a test writes them again and compares.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ def metadata(source: dict, name: str) -> dict:
     """Returns the content of a new bundle's metadata.json: that of `source` without what was claimed for its target."""
     target = f"{name}: edit metadata.json"
     new = {key: value for key, value in source.items() if key not in ("eval_metrics", "data_source")}
-    texts = {key: target for key in ("task", "description", "image_classes", "label_classes", "pred_classes")}
+    texts = {key: target for key in ("task", "description", "authors")}
+    texts |= {key: target for key in ("image_classes", "label_classes", "pred_classes")}
     new |= {"name": name, "version": __version__, "changelog": {__version__: "first version"}, **texts}
     new["copyright"] = "Code: Apache-2.0. Weights: docs/data_license.txt."
     new["references"] = source["references"][:1]  # the method's; the others are of the data
@@ -40,7 +41,7 @@ def metadata(source: dict, name: str) -> dict:
     return new
 
 
-def bundle_text(source: str, name: str, made_from: str, target_labels: Sequence[int]) -> str:
+def bundle_text(source: str, name: str, target_labels: Sequence[int]) -> str:
     """Returns a new bundle.yaml: that of `source` but for its name, its labels and the DICOM codes of its target."""
     lines = {
         r"  target_labels: ": f"{list(target_labels)}",
@@ -48,10 +49,11 @@ def bundle_text(source: str, name: str, made_from: str, target_labels: Sequence[
         r"    label: ": name,
         r"    type: ": "null",  # an error where it is needed, rather than masks with the name of another target
     }
-    text = re.sub(r"^# [^:\n]*:", f"# {name}, made from {made_from}:", source)
+    text = re.sub(r"^# [^:\n]*:", f"# {name}:", source)
     for start, value in lines.items():
         text = re.sub(rf"^{start}([^#\n]*[^# \n]) *", f"{start}{value}".ljust(45), text, count=1, flags=re.MULTILINE)
-    return re.sub(r"(target_labels: .*#).*", r"\1 label values of the target in masks; []: all above 0", text)
+    text = re.sub(r"(target_labels: .*#).*", r"\1 label values of the target in masks; []: all above 0", text)
+    return re.sub(" +\n", "\n", text)
 
 
 def new_bundle(name: str, source: Path, folder: Path, target_labels: Sequence[int] = ()) -> Path:
@@ -69,7 +71,7 @@ def new_bundle(name: str, source: Path, folder: Path, target_labels: Sequence[in
         raise FileExistsError(f"{bundle} already exists.")
     for part in ("configs", "docs", "models"):
         (bundle / part).mkdir(parents=True)
-    (bundle / configs.BUNDLE).write_text(bundle_text(text, name, source.name, target_labels))
+    (bundle / configs.BUNDLE).write_text(bundle_text(text, name, target_labels))
     shutil.copy(source / "LICENSE", bundle)
     (bundle / "custom_modules").symlink_to(os.path.relpath(configs.REPO / "custom_modules", bundle.resolve()))
     content = metadata(json.loads((source / "configs" / "metadata.json").read_text()), name)
@@ -85,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m packing.new_bundle", description="Make a bundle for a new target.")
     parser.add_argument("name", help="of the bundle and its folder, such as liver")
     parser.add_argument("--from", dest="source", required=True, help="bundle to start from: chaos_kidney, brats_flair")
-    parser.add_argument("--target_labels", type=int, nargs="*", default=(), help="values in masks (default: all above 0)")
+    parser.add_argument("--target_labels", type=int, nargs="*", default=(), help="values in masks; default: above 0")
     parser.add_argument("--folder", type=Path, default=configs.REPO / "bundles", help="gets the bundle's folder")
     options = parser.parse_args(arguments)
     try:
