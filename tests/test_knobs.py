@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from custom_modules.knobs import check_knobs, choose, command_line, find_knob, own_settings
+from custom_modules.knobs import check_knobs, choose, choose_method, command_line, find_knob, method_profile
 
 PROGRAM = "/somewhere/.venv/lib/python3.11/site-packages/monai/bundle/__main__.py"  # `python -m monai.bundle`
 TRAIN = """
@@ -101,7 +101,7 @@ def test_a_switch_is_true_or_false(tmp_path, word):
     path = tmp_path / "train.yaml"
     path.write_text("amp: true\ntrain: {amp: false}\n")
     for name in ("amp", "train#amp"):
-        with pytest.raises(ValueError, match=f"--{name} must be True or False, so written; got '{word}'"):
+        with pytest.raises(ValueError, match=f"--{name} must be exactly True or False; got '{word}'"):
             check("--config_file", str(path), f"--{name}", word)
     check("--config_file", str(path), "--amp", "False", "--train#amp=True")
     check("--config_file", str(path), "--amp")  # Fire's True
@@ -158,10 +158,20 @@ def test_choose_takes_the_option_or_names_all():
         choose(options, "cmd", "method")
 
 
-def test_own_settings_are_the_methods_or_the_others():
-    table = {"blur": {"others": 2.0, "b": 0.0}, "erosion": {"others": 3}}
-    assert own_settings("a", table) == {"blur": 2.0, "erosion": 3}
-    assert own_settings("b", table) == {"blur": 0.0, "erosion": 3}
+def test_a_profile_is_the_default_row_under_the_methods_own():
+    profiles = {"default": {"blur": 2.0, "erosion": 3}, "b": {"blur": 0.0}}
+    assert method_profile(profiles, "a") == {"blur": 2.0, "erosion": 3}
+    assert method_profile(profiles, "b") == {"blur": 0.0, "erosion": 3}
+    assert choose_method({"a": 1, "b": 2}, "b", profiles) == 2
+
+
+def test_a_misspelt_row_or_knob_of_profiles_is_an_error_for_every_method():
+    with pytest.raises(ValueError, match=r"profiles#b: there is no knob 'blurr'; did you mean one of \['blur'\]"):
+        method_profile({"default": {"blur": 2.0}, "b": {"blurr": 0.0}}, "a")
+    with pytest.raises(ValueError, match=r"a row of profiles must be one of \['a', 'default'\]; got 'b'"):
+        choose_method({"a": 1}, "a", {"default": {}, "b": {}})
+    with pytest.raises(ValueError, match=r"^method must be one of \['a'\]; got 'c'"):
+        choose_method({"a": 1}, "c", {"default": {}})
 
 
 def test_find_knob_says_what_is_wrong():

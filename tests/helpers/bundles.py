@@ -8,12 +8,16 @@ import runpy
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from unittest import mock
 
 import nibabel as nib
 import numpy as np
+import pytest
+import torch
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
 from scipy import ndimage
 
 REPO = Path(__file__).resolve().parents[2]
@@ -76,3 +80,34 @@ def save_nifti(array: np.ndarray, path: Path, affine: np.ndarray = LPS) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(array, affine), path)
     return path
+
+
+def load(bundle: str, name: str) -> dict:
+    """Content of one config of a bundle."""
+    return ConfigParser.load_config_file(REPO / config(bundle, name))
+
+
+def inference(bundle: str, data, out, trained, *more) -> list:
+    """Arguments of an inference with a tiny network, on every slice: one of two epochs finds nothing, so no gate."""
+    where = ["--dataset_dir", data, "--output_dir", out, "--ckpt_path", trained.weights, "--segmenter_size=32"]
+    return ["run", "--config_file", config(bundle, "inference"), *where, *TINY, "--num_steps=2", "--gate=all", *more]
+
+
+def failure(command: list) -> str:
+    """What a failing command prints at its end: the error and its causes, whatever their types."""
+    with pytest.raises(Exception) as error:  # noqa: B017
+        monai_bundle(*command)
+    return "".join(traceback.format_exception(error.value))
+
+
+def state(path, key=None) -> dict[str, torch.Tensor]:
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded if key is None else loaded[key]
+
+
+def targets(node) -> set[str]:
+    """Every `_target_` (and what a SaveImaged writes with) below a config node."""
+    if isinstance(node, dict):
+        own = {node[key] for key in ("_target_", "writer") if isinstance(node.get(key), str)}
+        return own.union(*map(targets, node.values()))
+    return set().union(*map(targets, node)) if isinstance(node, list) else set()

@@ -141,7 +141,7 @@ def say(exports, **said):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda b, e: (b / "models" / "model.pt").write_bytes(b"trained anew"), "models/model.pt was another file"),
+        (lambda b, e: (b / "models" / "model.pt").write_bytes(b"trained again"), "models/model.pt was another file"),
         (lambda b, e: (b / "configs" / "inference.yaml").open("a").write("#"), "inference.yaml was another file"),
         (lambda b, e: (b / "configs" / "metadata.json").open("a").write(" "), "metadata.json was another file"),
         (lambda b, e: say(e, version="0.0.1"), f"of version 0.0.1, the bundle of {custom_modules.__version__}"),
@@ -159,7 +159,7 @@ def test_the_export_of_something_else_is_not_packed(change, message, tmp_path):
     change(bundle, exports)
     with pytest.raises(ValueError, match=message) as error:
         pack.contents(bundle, exports)
-    assert str(error.value).endswith(f"Export brats_flair anew (make export), or remove {exports}.")
+    assert str(error.value).endswith(f"Export brats_flair again (make export), or remove {exports}.")
     assert "/home/me" not in str(error.value)
 
 

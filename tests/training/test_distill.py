@@ -210,13 +210,10 @@ def test_distillation_is_set_as_inference_and_the_upper_bound_are(bundle):
     distill, inference, supervised = (load(bundle, name) for name in ("distill", "inference", "train_supervised"))
     assert distill["image_size"] == inference["segmenter_size"] == supervised["image_size"]
     assert distill["map_size"] == inference["image_size"]
-    for key in ("augmentation", "lr", "ema_decay"):
-        assert distill[key] == supervised[key], key
-    assert inference["network_def"]["segmenter"] == supervised["network_def"]
-    own, labels = inference["own"]["settings"], distill["+preprocessing#transforms"][0]
-    assert distill["map_blur"] == own["blur"]["others"]
-    assert labels["intensity_power"] == own["intensity_power"]["others"]
-    assert labels["num_components"] == own["num_components"]["others"]
+    default = inference["profiles"]["default"]
+    assert distill["map_blur"] == default["blur"]
+    assert distill["label_power"] == default["intensity_power"]
+    assert distill["label_components"] == default["num_components"]
     assert not {"label", "label_file"} & set(json.dumps(distill["maps"]).split('"'))
 
 
