@@ -82,6 +82,11 @@ def save_nifti(array: np.ndarray, path: Path, affine: np.ndarray = LPS) -> Path:
     return path
 
 
+def zip_of(folder: Path) -> Path:
+    """The zip beside a packed bundle's folder."""
+    return folder.with_name(f"{folder.name.replace('-', '_v')}.zip")
+
+
 def load(bundle: str, name: str) -> dict:
     """Content of one config of a bundle."""
     return ConfigParser.load_config_file(REPO / config(bundle, name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from hashlib import sha256
@@ -14,18 +13,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-import yaml
 from monai.data import load_net_with_metadata
-from monai.transforms import KeepLargestConnectedComponent
-from scipy import ndimage
-from skimage.filters import threshold_otsu
 
 from custom_modules.diffusion import Diffusion
-from custom_modules.inference.body import body_mask
 from custom_modules.inference.inferer import SaliencyInferer
 from custom_modules.methods.cdm import DiffusionSaliency
-from packing import export, record, regions
-from tests.helpers.bundles import BUNDLES, REPO, TINY, config, head, monai_bundle, save_nifti
+from packing import export, record
+from tests.helpers.bundles import REPO, TINY, config, head, monai_bundle, save_nifti
 from tests.helpers.onnx_models import outputs
 
 KNOBS = [knob for knob in TINY if not knob.startswith(("--device", "--logging_file"))]
@@ -195,120 +189,3 @@ def test_onnx_equals_the_network(exported, batch):
         onnx.checker.check_model(graph, full_check=True)
         assert [opset.version for opset in graph.opset_import] == [export.OPSET]
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-
-
-# ---- regions
-
-
-@pytest.fixture(scope="module", params=range(4))
-def blobs(request) -> np.ndarray:
-    """Smooth random volume (9, 30, 26), slices first, with many components and holes above its median."""
-    return ndimage.gaussian_filter(np.random.default_rng(request.param).normal(size=(9, 30, 26)), 1).astype(np.float32)
-
-
-def test_otsu_is_scikit_images(blobs):
-    for values in (blobs.ravel(), blobs[blobs > 0], np.float32([0, 0, 1, 5]), np.float32([2, 2])):
-        assert torch.jit.script(regions.otsu)(torch.as_tensor(values)) == threshold_otsu(values)
-
-
-@pytest.mark.parametrize("box", [False, True])
-def test_components_are_scipys(blobs, box):
-    mask = blobs > np.quantile(blobs, 0.6 if box else 0.5)
-    labels = regions.components(torch.as_tensor(mask), [0, 1, 2], box).numpy()
-    expected, count = ndimage.label(mask, ndimage.generate_binary_structure(3, 3 if box else 1))
-    assert count > 2 and np.array_equal(labels > 0, mask)
-    assert len({*zip(labels[mask], expected[mask])}) == count == len(np.unique(labels[mask]))
-
-
-def test_components_follow_a_spiral():
-    turns = np.zeros((1, 41, 41), bool)
-    for ring in range(0, 20, 2):  # each ring opens into the next
-        turns[0, ring, ring : 41 - ring] = turns[0, 40 - ring, ring : 41 - ring] = True
-        turns[0, ring : 41 - ring, 40 - ring] = turns[0, ring + 2 : 41 - ring, ring] = True
-        turns[0, ring + 2, ring + 1] = True
-    expected = ndimage.label(turns)[1]
-    assert len(regions.components(torch.as_tensor(turns), [0, 1, 2], False).unique()) == expected + 1 == 2
-
-
-@pytest.mark.parametrize("count", [1, 2, 1000])
-def test_the_largest_components_are_kept(blobs, count):
-    mask = blobs > np.quantile(blobs, 0.8)
-    keep = KeepLargestConnectedComponent(is_onehot=False, num_components=count)
-    expected = keep(torch.as_tensor(mask[None].astype(np.uint8)))[0].numpy() > 0
-    assert np.array_equal(torch.jit.script(regions.largest)(torch.as_tensor(mask), count, True).numpy(), expected)
-    assert not regions.largest(torch.zeros(2, 3, 4, dtype=torch.bool), count, True).any()
-
-
-@pytest.mark.parametrize("erosion", [0, 2])
-def test_the_body_is_that_of_the_bundle(blobs, erosion):
-    image = blobs + 1.5 * (np.hypot(*np.mgrid[-15:15, -13:13]) < 12)
-    expected = np.moveaxis(body_mask(np.moveaxis(image, 0, -1), erosion), -1, 0)
-    found = regions.erode(regions.fill_holes(regions.tissue(torch.as_tensor(image))), erosion)
-    assert expected.any() and np.array_equal(found.numpy(), expected)
-
-
-# ---- errors of the user
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["bundles"], "bundles is no bundle's folder"),
-        (["bundles/brats_flair", "--noise_levl", "3"], "no knob 'noise_levl'; did you mean"),
-        (["bundles/brats_flair", "--noise_level"], "expected pairs of --knob value"),
-        (["bundles/brats_flair", "--method", "gradcam"], "written for method 'cdm'; got 'gradcam'"),
-        (["bundles/brats_flair", "--threshold", "average_otsu"], "written for threshold 'otsu'"),
-        (["bundles/brats_flair", "--uncertainty", "True"], "written for uncertainty False; got True"),
-        (["bundles/brats_flair", "--ckpt_path", "nowhere.pt"], "ckpt_path 'nowhere.pt' does not exist"),
-        (["bundles/brats_flair", "--preprocessing#transforms#8#lower", "1"], "transforms#8#lower 0; got 1"),
-        (["bundles/brats_flair", "--preprocessing#transforms#6#margin", "[4, 4, 1]"], "margin#2 0; got 1"),
-        (["bundles/brats_flair", "--preprocessing#transforms#7#align_corners", "true"], "'nothing'; got True"),
-        (["bundles/brats_flair", "--inferer#slice_axis", "0"], "inferer#slice_axis 'nothing'; got 0"),
-        (["bundles/brats_flair", "--methods#cdm#guidance_scale", "3"], "methods#cdm#guidance_scale 'nothing'; got 3"),
-        (["bundles/brats_flair", "--postprocessing#transforms#0#nearest_interp", "true"], "interp False; got True"),
-        (["bundles/brats_flair", "--postprocessing#transforms#1#threshold", "0.5"], "'@threshold'; got 0.5"),
-    ],
-)
-def test_a_wrong_value_is_an_error_that_says_what_is_right(arguments, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(REPO)
-    with pytest.raises(SystemExit, match=message):
-        export.main([*arguments, f"--output_dir={tmp_path / 'out'}"])
-    assert not list(tmp_path.rglob("*.*"))
-
-
-def _drop(config: dict) -> None:
-    del config["preprocessing"]["transforms"][-1]["clip"]
-
-
-def _insert(config: dict) -> None:
-    config["postprocessing"]["transforms"].insert(1, {"_target_": "GaussianSmoothd", "keys": "pred"})
-
-
-def _append(config: dict) -> None:
-    config["preprocessing"]["transforms"].append({"_target_": "NormalizeIntensityd", "keys": "image"})
-
-
-@pytest.mark.parametrize(
-    ("edit", "message"),
-    [
-        (_drop, "preprocessing#transforms#8#clip True; got 'nothing'"),
-        (_insert, "postprocessing#transforms#1#_target_ 'custom_modules.* got 'GaussianSmoothd'"),
-        (_append, "preprocessing#transforms#9 'nothing'; got {'_target_': 'NormalizeIntensityd'"),
-    ],
-)
-def test_an_edited_config_is_not_exported_as_if_it_were_the_same(edit, message, tmp_path):
-    shutil.copytree(REPO / "bundles" / "brats_flair" / "configs", tmp_path / "configs")
-    file = tmp_path / "configs" / "inference.yaml"
-    config = yaml.safe_load(file.read_text())
-    edit(config)
-    file.write_text(yaml.safe_dump(config, sort_keys=False))
-    with pytest.raises(ValueError, match=message):
-        export.export(tmp_path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("bundle", BUNDLES)
-def test_what_the_program_is_given_may_change(bundle):
-    knobs = {"preprocessing#transforms#6#margin": [2, 3, 0], "preprocessing#transforms#8#upper": 99.0}
-    knobs |= {"postprocessing#transforms#2#output_postfix": "seg", "image_size": 32, "tau": 0.5}
-    export.check_program(export.read_bundle(REPO / "bundles" / bundle, **knobs))

@@ -1,48 +1,23 @@
-"""The packed bundles stand alone: they are read, run and downloaded in processes that cannot import the repository."""
+"""What is packed: complete, checked, the same bytes from the same files, in YAML and in JSON."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
 import zipfile
 from hashlib import sha256
 
-import nibabel as nib
-import numpy as np
 import pytest
 import yaml
 from monai.bundle import ConfigParser
 from monai.bundle.scripts import _get_monaihosting_bundle_url
 
 import custom_modules
-from packing import pack, record
-from tests.helpers.bundles import BUNDLES, REPO, config, head, monai_bundle, monai_bundle_process, save_nifti
+from packing import pack
+from tests.helpers.bundles import BUNDLES, REPO, zip_of
 
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES)
-QUICK = ["--gate=all", "--device=cpu"]  # the shipped network, on every slice of a head of 48 x 40 x 6 voxels
-
-
-def zip_of(folder):
-    return folder.with_name(f"{folder.name.replace('-', '_v')}.zip")
-
-
-def process(*arguments, cwd):
-    """A Python process outside the repository; stdout and stderr come back together."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, env=environment, timeout=300, **streams)
-
-
-@pytest.fixture(scope="module")
-def volume(tmp_path_factory):
-    return save_nifti(head()[0], tmp_path_factory.mktemp("volume") / "head.nii.gz")
-
-
-# ---- what is packed
 
 
 def test_the_same_files_give_the_same_bytes(packed_bundles, tmp_path, capsys):
@@ -112,64 +87,6 @@ def test_the_zip_is_the_folder_under_the_bundles_name(bundle, packed_bundles):
     assert inside == {f"{bundle}/{p.relative_to(folder)}": p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def write_export(folder, bundle, **knobs):
-    """A folder as `packing.export` leaves it, without the minutes."""
-    folder.mkdir(parents=True)
-    (folder / "model.ts").write_bytes(b"traced")
-    said = record.describe(folder, bundle / "configs" / "inference.yaml", bundle / "models" / "model.pt", knobs)
-    (folder / record.RECORD).write_text(json.dumps(said))
-
-
-def test_exported_models_are_taken_along_and_nothing_else(tmp_path):
-    bundle = tmp_path / "brats_flair"
-    shutil.copytree(REPO / "bundles" / "brats_flair", bundle)
-    for stray in ("models/checkpoint_epoch=1.pt", "runs/cache/p0.npy", "custom_modules/__pycache__/data.pyc"):
-        (bundle / stray).parent.mkdir(parents=True, exist_ok=True)
-        (bundle / stray).write_bytes(b"stray")
-    before = pack.contents(bundle, tmp_path / "exports").keys()
-    assert not [name for name in before if "checkpoint" in name or "cache" in name]
-    write_export(tmp_path / "exports", bundle)
-    files = pack.contents(bundle, tmp_path / "exports")
-    assert files.keys() - before == {"models/model.ts"} and b"  models/model.ts\n" in files["SHA256SUMS"]
-
-
-def say(exports, **said):
-    path = exports / record.RECORD
-    path.write_text(json.dumps(json.loads(path.read_text()) | said))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda b, e: (b / "models" / "model.pt").write_bytes(b"trained again"), "models/model.pt was another file"),
-        (lambda b, e: (b / "configs" / "inference.yaml").open("a").write("#"), "inference.yaml was another file"),
-        (lambda b, e: (b / "configs" / "metadata.json").open("a").write(" "), "metadata.json was another file"),
-        (lambda b, e: say(e, version="0.0.1"), f"of version 0.0.1, the bundle of {custom_modules.__version__}"),
-        (lambda b, e: say(e, knobs={"ckpt_path": "/home/me/m.pt", "tau": 0}), "with --ckpt_path --tau"),
-        (lambda b, e: (e / "model.ts").write_bytes(b"of another export"), "model.ts was not made then, or differs"),
-        (lambda b, e: (e / "stray.ts").write_bytes(b""), "stray.ts was not made then"),
-        (lambda b, e: (e / record.RECORD).unlink(), "has no export.json"),
-        (lambda b, e: (e / record.RECORD).write_text("{"), "has no export.json"),
-    ],
-)
-def test_the_export_of_something_else_is_not_packed(change, message, tmp_path):
-    bundle, exports = tmp_path / "brats_flair", tmp_path / "exports"
-    shutil.copytree(REPO / "bundles" / "brats_flair", bundle)
-    write_export(exports, bundle)
-    change(bundle, exports)
-    with pytest.raises(ValueError, match=message) as error:
-        pack.contents(bundle, exports)
-    assert str(error.value).endswith(f"Export brats_flair again (make export), or remove {exports}.")
-    assert "/home/me" not in str(error.value)
-
-
-def test_nothing_is_packed_where_one_bundle_cannot_be(tmp_path):
-    write_export(tmp_path / "exports" / "chaos_kidney", REPO / "bundles" / "chaos_kidney", tau=0.5)
-    with pytest.raises(SystemExit, match="error: .*chaos_kidney as it is: it was made with --tau"):
-        pack.main(["--output_dir", str(tmp_path / "dist"), "--export_dir", str(tmp_path / "exports")])
-    assert not (tmp_path / "dist").exists()
-
-
 def test_the_old_folder_outlives_a_failure(tmp_path):
     for name in ("old", "new"):
         (tmp_path / name / name).mkdir(parents=True)
@@ -196,86 +113,3 @@ def test_what_cannot_stand_alone_is_not_packed(change, error, message, tmp_path)
     change(bundle)
     with pytest.raises(error, match=message):
         pack.contents(bundle, tmp_path / "exports")
-
-
-# ---- what it does elsewhere
-
-
-def test_the_packed_bundle_makes_the_masks_of_the_repository(packed_bundles, volume, tmp_path):
-    where = ["--dataset_dir", volume, "--output_dir"]
-    bundle = shutil.copytree(packed_bundles["brats_flair"], tmp_path / "bundle")  # Python leaves its caches there
-    inference = bundle / "configs" / "inference.json"
-    done = monai_bundle_process("run", "--config_file", inference, *where, tmp_path / "packed", *QUICK, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout
-    source = config("brats_flair", "inference")
-    monai_bundle("run", "--config_file", source, *where, tmp_path / "source", "--logging_file=False", *QUICK)
-    masks = [nib.load(tmp_path / kind / "head" / "head_mask.nii.gz") for kind in ("packed", "source")]
-    assert np.array_equal(*(np.asarray(mask.dataobj) for mask in masks))
-    assert np.array_equal(*(mask.affine for mask in masks)) and np.asarray(masks[0].dataobj).any()
-
-
-ELSEWHERE = """
-import sys
-from pathlib import Path
-
-import torch
-from monai.bundle import create_workflow, load
-
-models, volume, out = sys.argv[1:]
-bundle = Path(models, "chaos_kidney")
-configs = bundle / "configs"
-
-where = {"dataset_dir": volume, "output_dir": out, "gate": "all", "device": "cpu"}
-workflow = create_workflow(config_file=str(configs / "inference.json"), workflow_type="inference", **where)
-workflow.run()  # puts the bundle on Python's path
-
-for name in ("train", "inference"):
-    network = load("chaos_kidney", bundle_dir=models, workflow_type=name, device="cpu")
-    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
-    assert all(torch.equal(value, weights[key].to(value)) for key, value in network.state_dict().items())
-with torch.no_grad():
-    print("shape", tuple(network(torch.zeros(1, 1, 64, 64, 2)).shape))
-print("code", Path(sys.modules["custom_modules"].__file__).parent)
-"""
-
-
-def test_a_downloaded_bundle_loads_and_runs_without_the_repository(packed_bundles, volume, tmp_path):
-    url = zip_of(packed_bundles["chaos_kidney"]).as_uri()
-    models = tmp_path / "models"
-    monai_bundle("download", "--name=chaos_kidney", f"--bundle_dir={models}", f"--url={url}", "--progress=False")
-    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
-    done = process("-P", "elsewhere.py", models, volume, tmp_path / "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout
-    assert f"shape {(1, 1, 64, 64, 2)}" in done.stdout
-    assert f"code {models / 'chaos_kidney' / 'custom_modules'}" in done.stdout
-    assert (tmp_path / "out" / "head" / "head_mask.nii.gz").is_file()
-
-
-# ---- two versions in one process
-
-
-def test_a_bundle_of_another_version_is_refused(packed_bundles, tmp_path, monkeypatch):
-    """What a server of two bundles meets: the code was imported for one of them, the other is of another version."""
-    newer = tmp_path / "brats_flair"
-    shutil.copytree(packed_bundles["brats_flair"], newer)
-    for name in ("inference", "train"):
-        path = newer / "configs" / f"{name}.json"
-        path.write_text(path.read_text().replace(f'"version": "{custom_modules.__version__}"', '"version": "9.9.9"'))
-        assert "9.9.9" in path.read_text()
-    monkeypatch.syspath_prepend(str(newer))
-    own, other = REPO / "custom_modules", newer / "custom_modules"
-    for name in ("inference", "train"):
-        parser = ConfigParser(ConfigParser.load_config_file(newer / "configs" / f"{name}.json"))
-        parser["network_def::denoiser::of_a_newer_version"] = True  # is not what the user hears of
-        with pytest.raises(RuntimeError) as error:
-            parser.get_parsed_content("network_def")
-        said = str(error.value.__cause__)
-        assert isinstance(error.value.__cause__, ValueError)
-        assert re.search(
-            r"bundle is of version 9\.9\.9, but Python has imported custom_modules \d+\.\d+\.\d+ from", said
-        )
-        assert str(own) in said and f"not {other}" in said and "start a process for each" in said
-
-
-def test_a_bundle_of_the_same_version_is_served():
-    custom_modules.require_version(custom_modules.__version__)
