@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def dilate(x: Tensor, dims: list[int], box: bool) -> Tensor:
-    """Maximum of each element and its neighbours along `dims`: the box around it, or only the cross. `x` (D, H, W)."""
+    """Takes the maximum over each element's neighbours along `dims`, in a box or only a cross, of `x` (D, H, W)."""
     out = x
     for dim in dims:
         source, n = out if box else x, x.shape[dim]
@@ -30,7 +30,7 @@ def erode(mask: Tensor, iterations: int) -> Tensor:
 
 
 def components(mask: Tensor, dims: list[int], box: bool) -> Tensor:
-    """Connected components of `mask` (D, H, W) bool: int32 labels, 0 outside; neighbours as in `dilate`.
+    """Labels the connected components of `mask` (D, H, W) bool: int32, 0 outside; neighbours as in `dilate`.
 
     Each voxel starts as its own label. Then each label joins the highest that touches it, and chains of joined labels
     are shortened by pointer jumping, so that the rounds grow with the logarithm of a component's extent.
@@ -52,13 +52,13 @@ def components(mask: Tensor, dims: list[int], box: bool) -> Tensor:
 
 
 def bounds(present: Tensor, margin: int) -> tuple[int, int]:
-    """First index and end of the True part of `present` (N,) bool, widened by `margin` within the image."""
+    """Returns first index and end of the True part of `present` (N,) bool, widened by `margin` within the image."""
     where = present.nonzero().flatten()
     return max(int(where[0]) - margin, 0), min(int(where[-1]) + margin + 1, present.numel())
 
 
 def largest(mask: Tensor, count: int, box: bool) -> Tensor:
-    """The `count` largest components of `mask` (D, H, W) bool; voxels touch by their faces, or anyhow (`box`)."""
+    """Keeps the `count` largest components of `mask` (D, H, W) bool; `box`: voxels touch by corners too."""
     if not bool(mask.any()):
         return mask
     plane = mask.any(dim=0)
@@ -81,7 +81,7 @@ def fill_holes(mask: Tensor) -> Tensor:
 
 
 def otsu(values: Tensor) -> Tensor:
-    """Otsu's threshold, 0-d, of `values` (N,) float32 in 256 bins, as scikit-image has it."""
+    """Finds Otsu's threshold, 0-d, of `values` (N,) float32 in 256 bins, as scikit-image has it."""
     low, high = values.min(), values.max()
     if bool(low == high):
         return low
@@ -97,7 +97,7 @@ def otsu(values: Tensor) -> Tensor:
 
 
 def tissue(volume: Tensor) -> Tensor:
-    """`custom_modules.inference.body.body_mask` without its filling: the body (D, H, W) bool of `volume` float32."""
+    """Finds the body (D, H, W) bool of `volume` float32, as `inference.body.body_mask` does, but does not fill it."""
     mask = volume - volume.min() > 0.5 * (otsu(volume.flatten()) - volume.min())
     mask = dilate(erode(mask, 1), [1, 2], False)
     return largest(mask, 1, False)

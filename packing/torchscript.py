@@ -1,4 +1,4 @@
-"""The whole default method as one TorchScript program: raw volume in, mask out, no Python at hand.
+"""The default method as one TorchScript program: raw volume in, mask out, without Python.
 
 It repeats in torch operations what `inference.yaml` puts together from MONAI, SciPy and scikit-image: body box, resize,
 percentiles, gate, CDM (Algorithm 1 and Eqs. 2 and 5 of Hu et al., MICCAI 2023), weighting, smoothing, the way back to
@@ -26,7 +26,7 @@ SETTINGS = (  # the knobs of inference.yaml that the program reads
 
 
 def blur(slices: Tensor, sigma: list[float]) -> Tensor:
-    """MONAI's `GaussianFilter` on slices (B, 1, H, W): standard deviations in pixels along H and W, zeros outside."""
+    """Applies MONAI's `GaussianFilter` to slices (B, 1, H, W): `sigma` in pixels along H and W, zeros outside."""
     for dim, s in enumerate(sigma):
         if s > 0:
             tail = int(max(4 * s, 0.5) + 0.5)
@@ -41,13 +41,13 @@ def blur(slices: Tensor, sigma: list[float]) -> Tensor:
 
 
 def shrink(slices: Tensor, size: int) -> Tensor:
-    """`Resized` with anti-aliasing of slices (D, 1, H, W) to (D, 1, size, size)."""
+    """Resizes with anti-aliasing, as `Resized`, slices (D, 1, H, W) to (D, 1, size, size)."""
     sigma = [max(0.0, (n / size - 1) / 2) for n in slices.shape[2:]]
     return F.interpolate(blur(slices, sigma), [size, size], mode="bilinear", align_corners=False)
 
 
 def scale(slices: Tensor, upper: float) -> Tensor:
-    """Intensities from their minimum to the percentile `upper` become [-1, 1], what is above is cut."""
+    """Scales intensities from their minimum to the percentile `upper` to [-1, 1] and clips those above."""
     ordered = slices.flatten().sort().values
     rank = upper / 100 * (ordered.numel() - 1)
     below, above = ordered[int(rank)], ordered[min(int(rank) + 1, ordered.numel() - 1)]
@@ -56,7 +56,7 @@ def scale(slices: Tensor, upper: float) -> Tensor:
 
 
 def smooth_along(saliency: Tensor, chosen: Tensor, sigma: float) -> Tensor:
-    """Gaussian over the `chosen` (D,) bool slices of `saliency` (D, 1, H, W): as in `inference.inferer`."""
+    """Applies a Gaussian over the `chosen` (D,) bool slices of `saliency` (D, 1, H, W): as in `inference.inferer`."""
     tail = int(4 * sigma + 0.5)
     kernel = torch.arange(-tail, tail + 1, dtype=torch.float64, device=saliency.device)
     kernel = (-0.5 * (kernel / sigma) ** 2).exp()
@@ -79,7 +79,7 @@ class TracedNetwork(nn.Module):
         self.traced = traced
 
     def forward(self, x: Tensor, timesteps: Tensor | None = None, class_labels: Tensor | None = None) -> Tensor:
-        """Noise, like `x` (B, 1, H, W) or (B, 1, H, W, D); `timesteps` (B,) int, default 0; labels default to y1."""
+        """Predicts noise, like `x` (B, 1, H, W[, D]); `timesteps` (B,) int, default 0; labels default to y1."""
         t = timesteps if timesteps is not None else torch.zeros([x.shape[0]], dtype=torch.long, device=x.device)
         y = class_labels if class_labels is not None else torch.ones_like(t)
         if not y.is_floating_point():
@@ -93,7 +93,7 @@ class TracedNetwork(nn.Module):
 
     @torch.jit.export
     def classify(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        """Logits (B, 2) of the classifier for slices (B, 1, H, W) at `timesteps` (B,)."""
+        """Returns logits (B, 2) of the classifier for slices (B, 1, H, W) at `timesteps` (B,)."""
         return self.traced.classify(x, timesteps)
 
 
@@ -172,7 +172,7 @@ class Segmenter(nn.Module):
         return mask.movedim(0, -1)[None].to(torch.uint8), saliency.movedim(0, -1)[None]
 
     def saliency(self, slices: Tensor, seed: int) -> Tensor:
-        """Saliency and the region that counts, (D, 2, H, W), of `slices` (D, 1, H, W) in [-1, 1]: `SaliencyInferer`."""
+        """Maps `slices` (D, 1, H, W) in [-1, 1] to saliency and region (D, 2, H, W), as `SaliencyInferer`."""
         body = erode(fill_holes(tissue(slices[:, 0])), self.erosion)
         score = torch.cat([self.network.classify(b, self.at(0, b)) for b in slices.split(4 * self.batch_size)])
         logit = (score[:, 1] - score[:, 0])[:, None, None, None]
@@ -189,7 +189,7 @@ class Segmenter(nn.Module):
         return torch.cat([maps, (body & chosen[:, None, None])[:, None].to(maps.dtype)], dim=1)
 
     def cdm(self, x_0: Tensor, index: Tensor, seed: int) -> Tensor:
-        """Algorithm 1 on slices `x_0` (B, 1, H, W) of these positions `index` (B,): the signed map, like `x_0`."""
+        """Runs Algorithm 1 on slices `x_0` (B, 1, H, W) at positions `index` (B,): the signed map, like `x_0`."""
         n, a = x_0.shape[0], torch.zeros_like(x_0)
         y = torch.tensor([[0.0, 1.0], [1 - self.tau, self.tau]], device=x_0.device).repeat_interleave(n, 0)
         for draw in range(self.num_draws):
@@ -206,7 +206,7 @@ class Segmenter(nn.Module):
         return a / (self.num_draws * len(self.levels))
 
     def noise(self, like: Tensor, index: Tensor, seed: int, draw: int) -> Tensor:
-        """The noise of `methods.cdm.slice_noise`: a generator for each slice, draws in pairs eps, -eps."""
+        """Draws the noise of `methods.cdm.slice_noise`: a generator for each slice, draws in pairs eps, -eps."""
         generator, eps = torch.Generator(), torch.empty(like.shape)
         positions: list[int] = index.tolist()
         for i, position in enumerate(positions):
@@ -218,7 +218,7 @@ class Segmenter(nn.Module):
         return torch.full([x.shape[0]], t, dtype=torch.long, device=x.device)
 
     def threshold(self, positive: Tensor, region: Tensor) -> Tensor:
-        """Otsu's threshold inside the region of each slice: `positive` (D, H, W), `region` and result bool."""
+        """Applies Otsu's threshold in the region of each slice: `positive` (D, H, W), `region` and result bool."""
         mask = torch.zeros_like(region)
         for k in region.flatten(1).any(dim=1).nonzero().flatten():
             values = positive[k][region[k]]

@@ -102,7 +102,8 @@ def test_metadata_list_what_has_to_be_installed(bundle, packed_bundles):
     versions = {"monai": metadata["monai_version"], "torch": metadata["pytorch_version"]}
     versions |= {"numpy": metadata["numpy_version"], **metadata["required_packages_version"]}
     lines = (REPO / "requirements.txt").read_text().splitlines()
-    assert versions == dict(line.split()[0].split("==") for line in lines if "==" in line)
+    pinned = dict(line.split()[0].split("==") for line in lines if "==" in line)
+    assert versions == {name: version for name, version in pinned.items() if name != "matplotlib"}  # only study draws
 
 
 @each_bundle
