@@ -36,7 +36,8 @@ from custom_modules.files import write_json
 from custom_modules.inference.inferer import SaliencyInferer
 from custom_modules.inference.mask import threshold_slices
 from custom_modules.inference.provenance import VERSIONS
-from custom_modules.methods.cdm import DiffusionSaliency, slice_noise
+from custom_modules.methods.cdm import CDM, slice_noise
+from custom_modules.methods.exact import ExactCDM, build_cdm
 from custom_modules.networks.precision import autocast
 from examples.phantom import head_phantom
 from study.runner import hardware
@@ -58,7 +59,7 @@ class Row:
     reference: str | None = None  # the row whose maps these should equal
 
 
-def ours(network: nn.Module, method: DiffusionSaliency, batch_size: int) -> Maps:
+def ours(network: nn.Module, method: CDM, batch_size: int) -> Maps:
     def maps(x: torch.Tensor) -> torch.Tensor:
         batches = zip(x.split(batch_size), torch.arange(len(x)).split(batch_size), strict=True)
         return torch.cat([method(batch, network, indices.tolist()) for batch, indices in batches])
@@ -130,9 +131,9 @@ class Bench:
         **changes,
     ) -> Row:
         """The default with `changes`; one batch is timed, or a few slices where a batch is one."""
-        method = DiffusionSaliency(self.diffusion, **{**self.settings, **changes})
+        method = build_cdm(self.diffusion, **{**self.settings, **changes})
         batch_size = batch_size or self.batch_size
-        calls = method.num_draws * method.num_steps * (1 if method.exact else 2)
+        calls = method.num_draws * method.num_steps * (1 if isinstance(method, ExactCDM) else 2)
         maps = ours(network or self.network, method, batch_size)
         return Row(name, maps, calls, max(batch_size, self.n_few), reference)
 

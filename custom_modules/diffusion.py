@@ -21,45 +21,32 @@ import torch
 from monai.networks.schedulers import DDIMScheduler
 from torch import nn
 
+NUM_TRAIN_TIMESTEPS = 1000  # T
+SCHEDULE = {"schedule": "linear_beta", "beta_start": 1e-4, "beta_end": 0.02}  # of MONAI
+
 
 class Diffusion(nn.Module):
-    """Schedule, noising and DDIM step of one diffusion process; no learned parameter.
+    """Schedule, noising and DDIM step of the diffusion process; no learned parameter."""
 
-    Args:
-        num_train_timesteps: T.
-        beta_start: beta of the first step.
-        beta_end: beta of the last step.
-        schedule: name of MONAI's noise schedule (`linear_beta` in the paper).
-    """
-
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
-        schedule: str = "linear_beta",
-    ) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        scheduler = DDIMScheduler(
-            num_train_timesteps, schedule=schedule, clip_sample=False, beta_start=beta_start, beta_end=beta_end
-        )
-        self.num_train_timesteps = num_train_timesteps
+        scheduler = DDIMScheduler(NUM_TRAIN_TIMESTEPS, clip_sample=False, **SCHEDULE)
         self.register_buffer("alphas_cumprod", scheduler.alphas_cumprod.float().clone(), persistent=False)
 
     def alpha_bar(self, t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """abar_t for indices `t` (B,), shaped (B, 1, 1, ...) to multiply with `like` (B, ...); abar_{-1} = 1."""
+        """Gives abar_t for indices `t` (B,), shaped (B, 1, 1, ...) to multiply with `like` (B, ...); abar_{-1} = 1."""
         values = torch.where(t < 0, 1.0, self.alphas_cumprod[t.clamp(min=0)])
         return values.view(-1, *[1] * (like.ndim - 1))
 
     def add_noise(self, x_0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """x_t of Eq. (2) for images `x_0` and noise `eps` (B, C, H, W), float32, at `t` (B,) int."""
+        """Computes x_t of Eq. (2) for images `x_0` and noise `eps` (B, C, H, W), float32, at `t` (B,) int."""
         alpha_bar = self.alpha_bar(t, x_0)
         return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
 
     def ddim_step(
         self, x_t: torch.Tensor, eps_hat: torch.Tensor, t: torch.Tensor, t_next: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """x_{t-1} of Eq. (5) with eta = 0 and no clipping, for `x_t` and `eps_hat` (B, C, H, W) at `t` (B,) int.
+        """Gives x_{t-1} of Eq. (5), eta = 0 and no clipping, for `x_t` and `eps_hat` (B, C, H, W) at `t` (B,) int.
 
         Given `t_next` (B,) int, the step leads to x_{t_next} instead, on either side of t; -1 is the clean image.
         """

@@ -36,7 +36,7 @@ from torch import nn
 
 from packing.program import check_program
 from packing.record import RECORD, describe
-from packing.torchscript import SETTINGS, Segmenter, TracedNetwork
+from packing.torchscript import SETTINGS, SegmentProgram, TracedNetwork
 
 OPSET = 18
 WRITERS_OWN = ("version", "byteorder", ".data/version", ".data/serialization_id")  # the writer adds them itself
@@ -95,7 +95,7 @@ def segmenter(parser: ConfigParser, network: torch.jit.ScriptModule) -> torch.ji
     """Builds the program of `packing.torchscript` with the bundle's settings; the config has passed `check_program`."""
     transforms = {step["_target_"]: step for step in parser.get("preprocessing")["transforms"]}
     return torch.jit.script(
-        Segmenter(
+        SegmentProgram(
             network,
             parser.get_parsed_content("diffusion").alphas_cumprod,
             {name: parser.get_parsed_content(name) for name in SETTINGS},

@@ -97,7 +97,7 @@ class TracedNetwork(nn.Module):
         return self.traced.classify(x, timesteps)
 
 
-class Segmenter(nn.Module):
+class SegmentProgram(nn.Module):
     """Mask and saliency of a volume by CDM; to be compiled by `torch.jit.script`.
 
     Args:

@@ -21,7 +21,7 @@ from torch import nn
 from custom_modules.data.geometry import read_geometry
 from custom_modules.data.labels import load_label
 from custom_modules.data.layouts import find_cases
-from custom_modules.methods.cdm import DiffusionSaliency, slice_noise
+from custom_modules.methods.cdm import CDM, slice_noise
 from study.pictures import annotate, draw_heat, draw_image, draw_mask, panels
 from study.results import Case
 
@@ -58,7 +58,7 @@ def denoising(
 
 
 def one_step(
-    x_0: torch.Tensor, network: nn.Module, method: DiffusionSaliency, index: int
+    x_0: torch.Tensor, network: nn.Module, method: CDM, index: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x_{Q-1} (1, 1, H, W) of one slice `x_0` (1, 1, H, W), with y1 and with y0, from the same x_Q."""
     t = torch.full((2,), method.levels[0], device=x_0.device)

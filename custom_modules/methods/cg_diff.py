@@ -23,12 +23,12 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from custom_modules.diffusion import Diffusion
-from custom_modules.methods.guidance import classifier_gradient
+from custom_modules.diffusion import NUM_TRAIN_TIMESTEPS, Diffusion
+from custom_modules.methods.guidance import ClassifierGuidance, GuidedDenoiser
 from custom_modules.networks.precision import autocast
 
 
-class CounterfactualSaliency:
+class CGDiff:
     """Wolleb's Algorithm 1 on a batch of slices; deterministic.
 
     Args:
@@ -51,7 +51,7 @@ class CounterfactualSaliency:
         stride: int = 1,
         amp: bool = True,
     ) -> None:
-        last = diffusion.num_train_timesteps - 1
+        last = NUM_TRAIN_TIMESTEPS - 1
         if not isinstance(noise_level, int) or not 1 <= noise_level <= last:
             raise ValueError(
                 f"noise_level (L) of CG-Diff must be one integer in 1..{last}, not a list; got {noise_level}."
@@ -67,12 +67,14 @@ class CounterfactualSaliency:
         self.timesteps = [*range(-1, noise_level, stride), noise_level]
 
     def __call__(self, x_0: torch.Tensor, network: nn.Module, slices: Sequence[int]) -> torch.Tensor:
-        """Saliency (B, 1, H, W) float32, >= 0, of `x_0` (B, 1, H, W) in [-1, 1]; no noise, so `slices` has no say."""
+        """Returns the saliency (B, 1, H, W) float32, >= 0, of `x_0` (B, 1, H, W) in [-1, 1]; `slices` is not used."""
         return (x_0.float() - self.reconstruct(x_0, network)).abs()
 
     def reconstruct(self, x_0: torch.Tensor, network: nn.Module) -> torch.Tensor:
-        """The healthy counterfactual xhat (B, 1, H, W) float32, about [-1, 1], of `x_0` (B, 1, H, W) in [-1, 1]."""
-        x_t = x_0.float()
+        """Gives the counterfactual xhat (B, 1, H, W) float32, about [-1, 1], of `x_0` (B, 1, H, W) in [-1, 1]."""
+        x_t, decoder = x_0.float(), network
+        if self.guidance_scale:
+            decoder = GuidedDenoiser(network, ClassifierGuidance(network, self.diffusion, self.guidance_scale))
         y_0 = torch.zeros(len(x_t), dtype=torch.long, device=x_t.device)
         path = [torch.full_like(y_0, t) for t in self.timesteps]
         with torch.no_grad(), autocast(x_t.device, self.amp):
@@ -81,9 +83,6 @@ class CounterfactualSaliency:
                 eps_hat = network(x_t, t.clamp(min=0), y_0).float()
                 x_t = self.diffusion.ddim_step(x_t, eps_hat, t, t_next)  # Eq. (5), upwards
             for t, t_next in pairwise(reversed(path)):  # decode: L -> ... -> -1
-                eps_hat = network(x_t, t, y_0).float()
-                if self.guidance_scale:
-                    scale = self.guidance_scale * (1 - self.diffusion.alpha_bar(t, x_t)).sqrt()
-                    eps_hat = eps_hat - scale * classifier_gradient(network, x_t, t)[0]
+                eps_hat = decoder(x_t, t, y_0).float()
                 x_t = self.diffusion.ddim_step(x_t, eps_hat, t, t_next)  # Eq. (5)
         return x_t

@@ -17,8 +17,15 @@ from custom_modules.networks.weak_diffusion import WeakDiffusionNetwork
 from custom_modules.networks.weights import load_weights
 
 
+def logits(network: nn.Module, x_0: torch.Tensor, amp: bool) -> torch.Tensor:
+    """Computes logits of the target (B, 1, H, W) float32 for `x_0` (B, 1, H, W) float32 in [-1, 1], in bf16 where `amp`
+    and the hardware allow it."""
+    with autocast(x_0.device, amp):
+        return network(x_0).float()
+
+
 class SegmentationStep(nn.Module):
-    """`network` under mixed precision: MONAI's engines open it on CUDA only.
+    """Runs `network` under mixed precision in training: MONAI's engines open it on CUDA only.
 
     Forward: `x_0` (B, 1, H, W) float32 in [-1, 1]; returns logits of the target (B, 1, H, W) float32.
     """
@@ -28,13 +35,11 @@ class SegmentationStep(nn.Module):
         self.network, self.amp = network.to(memory_format=torch.channels_last), amp
 
     def forward(self, x_0: torch.Tensor) -> torch.Tensor:
-        with autocast(x_0.device, self.amp):
-            logits = self.network(x_0)
-        return logits.float()
+        return logits(self.network, x_0, self.amp)
 
 
-class Segmentation:
-    """The student as a saliency method: the probability that the network's `segmenter` gives.
+class Student:
+    """Maps the probability that the network's `segmenter`, which learned from maps and tags, gives to the target.
 
     Args:
         amp: bf16 where the hardware has it.
@@ -45,16 +50,16 @@ class Segmentation:
 
     @torch.no_grad()
     def __call__(self, x_0: torch.Tensor, network: WeakDiffusionNetwork, slices: Sequence[int]) -> torch.Tensor:
-        """Probability of the target, (B, 1, H, W) float32 in [0, 1], for `x_0` (B, 1, H, W) float32 in [-1, 1]; the
-        slices' numbers play no part."""
+        """Returns the probability of the target, (B, 1, H, W) float32 in [0, 1], of `x_0` (B, 1, H, W) float32 in
+        [-1, 1]; `slices` is not used."""
         check_distilled(network)
-        return probability(SegmentationStep(network.segmenter, self.amp), x_0)
+        return probability(network.segmenter, x_0, self.amp)
 
 
-def probability(step: SegmentationStep, x_0: torch.Tensor) -> torch.Tensor:
-    """The mean probability, (B, 1, H, W) float32, of slices `x_0` (B, 1, H, W) and of their mirror images along H (left
-    and right of axial slices): training mirrors, too."""
-    straight, mirrored = step(torch.cat([x_0, x_0.flip(2)])).sigmoid().chunk(2)
+def probability(network: nn.Module, x_0: torch.Tensor, amp: bool) -> torch.Tensor:
+    """Averages the probability, (B, 1, H, W) float32, over slices `x_0` (B, 1, H, W) and their mirror images along H
+    (left and right of axial slices), since training mirrors, too."""
+    straight, mirrored = logits(network, torch.cat([x_0, x_0.flip(2)]), amp).sigmoid().chunk(2)
     return (straight + mirrored.flip(2)) / 2
 
 
@@ -71,8 +76,8 @@ def check_distilled(network: WeakDiffusionNetwork) -> None:
         )
 
 
-class SupervisedSegmentation:
-    """The upper bound as a saliency method: the probability of a U-Net that was TRAINED ON MASKS.
+class UpperBound:
+    """Maps the probability of a U-Net that was TRAINED ON MASKS: the upper bound.
 
     Args:
         network: the U-Net, one channel in and one out.
@@ -87,10 +92,10 @@ class SupervisedSegmentation:
     def __init__(self, network: nn.Module, path: str | Path, amp: bool = True) -> None:
         remedy = "train it with masks (configs/train_supervised.yaml over train.yaml)"
         load_weights(network, path, knob="supervised_ckpt_path", remedy=remedy)
-        self.step = SegmentationStep(network, amp).eval()
+        self.network, self.amp = network.to(memory_format=torch.channels_last).eval(), amp
 
     @torch.no_grad()
     def __call__(self, x_0: torch.Tensor, network: nn.Module, slices: Sequence[int]) -> torch.Tensor:
-        """Probability of the target, (B, 1, H, W) float32 in [0, 1], for `x_0` (B, 1, H, W) float32 in [-1, 1]; the
-        label-only `network` and the slices' numbers play no part."""
-        return probability(self.step.to(x_0.device), x_0)
+        """Returns the probability of the target, (B, 1, H, W) float32 in [0, 1], of `x_0` (B, 1, H, W) float32 in
+        [-1, 1]; the label-only `network` and `slices` are not used."""
+        return probability(self.network.to(x_0.device), x_0, self.amp)

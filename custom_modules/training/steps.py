@@ -11,7 +11,7 @@ from monai.engines.utils import PrepareBatch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from custom_modules.diffusion import Diffusion
+from custom_modules.diffusion import NUM_TRAIN_TIMESTEPS, Diffusion
 from custom_modules.networks.precision import autocast
 from custom_modules.networks.weak_diffusion import WeakDiffusionNetwork
 from custom_modules.training.sampling import rank_share
@@ -62,9 +62,9 @@ class TrainingStep(nn.Module):
         if network.segmenter is not None:
             network.segmenter.requires_grad_(False)  # it learns later, by distillation
         low, high = timestep_range
-        if not 0 <= low <= high < diffusion.num_train_timesteps:
+        if not 0 <= low <= high < NUM_TRAIN_TIMESTEPS:
             raise ValueError(
-                f"timestep_range must be [low, high] with 0 <= low <= high < {diffusion.num_train_timesteps}; "
+                f"timestep_range must be [low, high] with 0 <= low <= high < {NUM_TRAIN_TIMESTEPS}; "
                 f"got {list(timestep_range)}."
             )
         for name, value in (("timestep_focus", timestep_focus), ("clean_fraction", clean_fraction)):
@@ -77,7 +77,7 @@ class TrainingStep(nn.Module):
     def sample_timesteps(self, batch_size: int, device: torch.device) -> torch.Tensor:
         """t (B,) int64: `timestep_focus` of them in [low, high], the others anywhere in 0..T-1."""
         focus = torch.randint(self.low, self.high + 1, (batch_size,), device=device)
-        anywhere = torch.randint(0, self.diffusion.num_train_timesteps, (batch_size,), device=device)
+        anywhere = torch.randint(0, NUM_TRAIN_TIMESTEPS, (batch_size,), device=device)
         return torch.where(torch.rand(batch_size, device=device) < self.timestep_focus, focus, anywhere)
 
     def forward(self, x_0: torch.Tensor, tags: torch.Tensor, weights: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from benchmarks import speed
 from benchmarks.released import TAU, R, released
 from custom_modules.diffusion import Diffusion
-from custom_modules.methods.cdm import DiffusionSaliency
+from custom_modules.methods.exact import build_cdm
 from tests.helpers.tiny_network import tiny_network
 
 
@@ -20,7 +20,7 @@ def test_the_released_procedure_gives_our_map_at_its_settings(scale):
     with torch.no_grad():
         network.denoiser.class_embedding.weight.mul_(300)  # a map well above the rounding error
     x = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    method = DiffusionSaliency(diffusion, 300, num_steps=R, tau=TAU, guidance_scale=scale)
+    method = build_cdm(diffusion, 300, num_steps=R, tau=TAU, guidance_scale=scale)
     expected = method(x, network, range(2))
     maps = released(network, diffusion, 300, scale)(x)
     # float32 keeps 1e-7 of values near 1, divided by 1 - tau = 0.05 and summed over 10 steps: some 1e-4
@@ -31,7 +31,7 @@ def test_the_released_procedure_gives_our_map_at_its_settings(scale):
 def test_func_jvp_gives_our_exact_derivative():
     network, diffusion = tiny_network().to(memory_format=torch.contiguous_format), Diffusion()
     x = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    method = DiffusionSaliency(diffusion, 300, num_steps=1, derivative="exact", amp=False)
+    method = build_cdm(diffusion, 300, num_steps=1, derivative="exact", amp=False)
     expected = method(x, network, range(2))
     torch.testing.assert_close(speed.func_jvp(network, diffusion, 300)(x), expected, rtol=1e-3, atol=1e-5)
 

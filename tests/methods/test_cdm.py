@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 from custom_modules.diffusion import Diffusion
-from custom_modules.methods.cdm import MAX_TAU_BF16, DiffusionSaliency, slice_noise
+from custom_modules.methods.cdm import CDM, MAX_TAU_BF16, slice_noise
+from custom_modules.methods.exact import build_cdm
 from custom_modules.methods.guidance import classifier_gradient
 from custom_modules.methods.intensity import IntensityFloor
 from tests.helpers.tiny_network import tiny_network
@@ -79,8 +80,8 @@ def images(seed: int = 0) -> torch.Tensor:
     return MU_1 + SIGMA * torch.randn(len(SLICES), 1, SIZE, SIZE, generator=generator)
 
 
-def method(**settings) -> DiffusionSaliency:
-    return DiffusionSaliency(DIFFUSION, **{"noise_level": 400, "num_steps": 10, **settings})
+def method(**settings) -> CDM:
+    return build_cdm(DIFFUSION, **{"noise_level": 400, "num_steps": 10, **settings})
 
 
 def ddim_step(x_t: torch.Tensor, eps: torch.Tensor, t: int) -> torch.Tensor:
@@ -214,7 +215,7 @@ def test_levels_and_draws_are_averaged():
 def test_draws_that_are_kept_have_the_ordinary_map_as_their_mean(num_draws, derivative, levels):
     x_0, network = images(), tiny_network()
     settings = {"noise_level": levels, "num_steps": 1, "num_draws": num_draws, "derivative": derivative}
-    plain, kept = (method(keep_draws=keep, **settings)(x_0, network, SLICES) for keep in (False, True))
+    plain, kept = (method(uncertainty=keep, **settings)(x_0, network, SLICES) for keep in (False, True))
     assert plain.shape == x_0.shape and kept.shape == (3, num_draws // 2, SIZE, SIZE)
     torch.testing.assert_close(kept.mean(dim=1, keepdim=True), plain)
 
@@ -222,12 +223,12 @@ def test_draws_that_are_kept_have_the_ordinary_map_as_their_mean(num_draws, deri
 @pytest.mark.parametrize("num_draws", [1, 2])
 def test_one_pair_of_draws_has_no_spread(num_draws):
     with pytest.raises(ValueError, match=rf"uncertainty needs .* num_draws >= 3; got {num_draws}"):
-        method(num_draws=num_draws, keep_draws=True)
+        method(num_draws=num_draws, uncertainty=True)
 
 
 def test_pairs_of_draws_are_kept_apart_and_a_last_one_alone():
     x_0, network = images(), tiny_network()
-    kept = method(num_draws=5, keep_draws=True)(x_0, network, SLICES)
+    kept = method(num_draws=5, uncertainty=True)(x_0, network, SLICES)
     # of five draws the first two are the map of two, the first four twice the mean of two pairs, and the fifth is alone
     two, four, five = (method(num_draws=n)(x_0, network, SLICES) for n in (2, 4, 5))
     expected = torch.cat([two, 2 * four - two, 5 * five - 4 * four], dim=1)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from custom_modules.diffusion import Diffusion
-from custom_modules.methods.cg_diff import CounterfactualSaliency
+from custom_modules.methods.cg_diff import CGDiff
 from tests.helpers.tiny_network import tiny_network
 
 SIZE, SIGMA = 8, 0.3
@@ -72,8 +72,8 @@ def images() -> torch.Tensor:
     return MU_1.float() + SIGMA * noise
 
 
-def method(noise_level: int = 400, **settings) -> CounterfactualSaliency:
-    return CounterfactualSaliency(DIFFUSION, noise_level, **settings)
+def method(noise_level: int = 400, **settings) -> CGDiff:
+    return CGDiff(DIFFUSION, noise_level, **settings)
 
 
 def cg_diff(x_0: torch.Tensor, network: Gaussian, noise_level: int, s: float, stride: int) -> torch.Tensor:

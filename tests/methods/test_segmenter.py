@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.losses import DiceCELoss
 
-from custom_modules.methods.segmenter import Segmentation, SegmentationStep, check_distilled, probability
+from custom_modules.methods.segmenter import SegmentationStep, Student, check_distilled, probability
 from custom_modules.training.segmentation import UNKNOWN, LabelBatch, SegmentationLoss
 from tests.helpers.tiny_network import tiny_network
 
@@ -88,25 +88,24 @@ def distilled():
 
 def test_the_student_gives_the_probability_of_its_logits(distilled):
     x_0 = randn(3, 1, 32, 64)
-    pred = Segmentation(amp=False)(x_0, distilled, [4, 5, 6])
+    pred = Student(amp=False)(x_0, distilled, [4, 5, 6])
     assert pred.shape == x_0.shape and pred.dtype == torch.float32 and not pred.requires_grad
     assert 0 <= pred.min() < pred.max() <= 1
     straight = 1 / (1 + torch.exp(-distilled.segmenter(x_0)))
     mirrored = 1 / (1 + torch.exp(-distilled.segmenter(x_0.flip(2)))).flip(2)
     torch.testing.assert_close(pred, ((straight + mirrored) / 2).detach())
-    torch.testing.assert_close(Segmentation(amp=False)(x_0.flip(2), distilled, [4, 5, 6]), pred.flip(2))
-    torch.testing.assert_close(Segmentation(amp=False)(x_0[1:2], distilled, [0]), pred[1:2])
+    torch.testing.assert_close(Student(amp=False)(x_0.flip(2), distilled, [4, 5, 6]), pred.flip(2))
+    torch.testing.assert_close(Student(amp=False)(x_0[1:2], distilled, [0]), pred[1:2])
 
 
 def test_the_student_is_float32_under_mixed_precision(distilled, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     x_0 = randn(2, 1, 32, 32)
-    mixed, plain = (Segmentation(amp=amp)(x_0, distilled, [0, 1]) for amp in (True, False))
-    step = SegmentationStep(distilled.segmenter)
-    logits = step(x_0)
+    mixed, plain = (Student(amp=amp)(x_0, distilled, [0, 1]) for amp in (True, False))
+    logits = SegmentationStep(distilled.segmenter)(x_0)
     assert mixed.dtype == logits.dtype == torch.float32 and logits.requires_grad
     assert 0 < (mixed - plain).abs().max() < 0.1
-    torch.testing.assert_close(probability(step, x_0).detach(), mixed)
+    torch.testing.assert_close(probability(distilled.segmenter, x_0, amp=True).detach(), mixed)
 
 
 @pytest.mark.parametrize("segmenter", [True, False])
@@ -116,7 +115,7 @@ def test_a_network_that_is_not_distilled_is_refused(segmenter):
     with pytest.raises(ValueError, match=message):
         check_distilled(network)
     with pytest.raises(ValueError, match=message):
-        Segmentation()(randn(1, 1, 32, 32), network, [0])
+        Student()(randn(1, 1, 32, 32), network, [0])
 
 
 def test_a_distilled_network_passes(distilled):

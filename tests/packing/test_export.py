@@ -17,7 +17,7 @@ from monai.data import load_net_with_metadata
 
 from custom_modules.diffusion import Diffusion
 from custom_modules.inference.inferer import SaliencyInferer
-from custom_modules.methods.cdm import DiffusionSaliency
+from custom_modules.methods.cdm import CDM
 from packing import export, record
 from tests.helpers.bundles import REPO, TINY, config, head, monai_bundle, save_nifti
 from tests.helpers.onnx_models import outputs
@@ -88,7 +88,7 @@ def test_the_programs_are_tied_to_no_device(exported):
 def test_the_bundles_inferer_runs_the_trace(exported):
     """Guidance differentiates the classifier: a host that loads model.ts instead of the network has every method."""
     x = torch.as_tensor(head()[0])[None, None, :32, :32] / 100 - 1
-    method = DiffusionSaliency(Diffusion(), 20, num_steps=1, guidance_scale=5.0, amp=False)
+    method = CDM(Diffusion(), 20, num_steps=1, guidance_scale=5.0, amp=False)
     inferer = SaliencyInferer(method, gate="classifier", gate_threshold=0.4, amp=False)
     found, expected = inferer(x, torch.jit.load(exported.folder / "model.ts")), inferer(x, exported.network)
     assert inferer.facts[0]["n_slices"] and expected[:, :1].abs().max() > 0

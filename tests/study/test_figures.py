@@ -9,7 +9,7 @@ import torch
 from matplotlib.image import imread
 
 from custom_modules.diffusion import Diffusion
-from custom_modules.methods.cdm import DiffusionSaliency, slice_noise
+from custom_modules.methods.cdm import CDM, slice_noise
 from study.denoising import denoising, one_step
 from study.figures import ablation, comparison, default_of, draw_study, main, ranked, strips
 from study.pictures import BYTES, NothingToDraw, draw_image, panels, tissue
@@ -211,7 +211,7 @@ def test_one_step_is_that_of_each_condition():
     def network(x_t, t, y):
         return y[:, 1, None, None, None].expand_as(x_t)
 
-    method = DiffusionSaliency(Diffusion(), noise_level=[300, 400], seed=3)
+    method = CDM(Diffusion(), noise_level=[300, 400], seed=3)
     with_y1, with_y0 = one_step(torch.zeros(1, 1, 4, 4), network, method, index=7)
     now, then = (float(method.diffusion.alphas_cumprod[t]) for t in (300, 299))
     factor = (1 - then) ** 0.5 - (then / now) ** 0.5 * (1 - now) ** 0.5

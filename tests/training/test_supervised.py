@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SpatialCropd
 
-from custom_modules.methods.segmenter import SegmentationStep, SupervisedSegmentation
+from custom_modules.methods.segmenter import SegmentationStep, UpperBound
 from custom_modules.networks.segmenter import Segmenter
 from custom_modules.networks.weights import training_cases
 from custom_modules.training.slices import SliceDataset
@@ -156,7 +156,7 @@ def dice_of(weights, dataset, section: str) -> float:
     content["training_cases#section"] = section
     content["network_def#features"], content["network_def#norm_num_groups"] = [8] * 6, 4
     slices = SliceDataset(content.get_parsed_content("training_cases"), content.get_parsed_content("preprocessing"))
-    method = SupervisedSegmentation(content.get_parsed_content("network_def"), weights)
+    method = UpperBound(content.get_parsed_content("network_def"), weights)
     pred = method(slices.images.float() / 127.5 - 1, None, range(len(slices))) > 0.5
     label, positive = slices.labels > 0, slices.tags > 0
     both = (pred & label)[positive].sum() * 2
@@ -247,7 +247,7 @@ def weights(tmp_path):
 
 def test_the_method_gives_probabilities_of_its_own_network(weights):
     x_0 = torch.rand(3, 1, 32, 32) * 2 - 1
-    method = SupervisedSegmentation(tiny_unet(seed=2), str(weights), amp=False)
+    method = UpperBound(tiny_unet(seed=2), str(weights), amp=False)
     pred = method(x_0, torch.nn.Identity(), [4, 5, 6])
     assert pred.shape == x_0.shape and pred.dtype == torch.float32 and not pred.requires_grad
     assert 0 <= pred.min() < pred.max() <= 1
@@ -256,7 +256,7 @@ def test_the_method_gives_probabilities_of_its_own_network(weights):
     mirrored = torch.sigmoid(other(x_0.flip(2))).flip(2)
     torch.testing.assert_close(pred, ((torch.sigmoid(other(x_0)) + mirrored) / 2).detach())
     torch.testing.assert_close(method(x_0[1:2], None, [5]), pred[1:2])  # a slice does not depend on its batch
-    mixed = SupervisedSegmentation(tiny_unet(), weights)(x_0, None, [4, 5, 6])
+    mixed = UpperBound(tiny_unet(), weights)(x_0, None, [4, 5, 6])
     assert mixed.dtype == torch.float32 and (mixed - pred).abs().max() < 0.05
 
 
@@ -266,10 +266,10 @@ def test_missing_weights_say_how_to_train_them(tmp_path):
         r"\(configs/train_supervised.yaml over train.yaml\), or give --supervised_ckpt_path FILE"
     )
     with pytest.raises(FileNotFoundError, match=message):
-        SupervisedSegmentation(tiny_unet(), tmp_path / "nowhere.pt")
+        UpperBound(tiny_unet(), tmp_path / "nowhere.pt")
 
 
 def test_other_weights_are_an_error(tmp_path):
     torch.save({"denoiser.weight": torch.zeros(2)}, tmp_path / "model.pt")
     with pytest.raises(ValueError, match="supervised_ckpt_path .* does not hold weights of this network"):
-        SupervisedSegmentation(tiny_unet(), tmp_path / "model.pt")
+        UpperBound(tiny_unet(), tmp_path / "model.pt")
