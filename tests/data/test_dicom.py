@@ -91,7 +91,7 @@ def test_a_single_slice_is_a_volume(tmp_path):
 def test_only_a_series_can_be_referred_to(tmp_path):
     case = {"case": "p7", "image": str(tmp_path / "p7.nii.gz")}
     check_source(case, "nifti")
-    with pytest.raises(ValueError, match=r"case 'p7': .*p7.nii.gz is none; .* or --output_format nifti"):
+    with pytest.raises(ValueError, match=r"case 'p7': .*p7.nii.gz is not one; .* or --output_format nifti"):
         check_source(case, "dicom_seg")
     case["image"] = str(save_series(tmp_path / "in", VOLUME, FrameOfReferenceUID=None))
     check_source(case, "nifti")
