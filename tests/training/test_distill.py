@@ -47,6 +47,7 @@ BODY = np.zeros(SIZE, bool)
 BODY[2:22, 2:18] = True
 TARGET, OTHER, MAP = (slice(8, 14), slice(6, 12)), (slice(16, 20), slice(12, 16)), (slice(6, 16), slice(4, 14))
 LABEL_TAGS = [0, 1, 1, 1]
+SETTINGS = {"intensity_power": 3.0, "erosion": 2, "scale": 1.0, "num_components": 1}
 
 
 def volumes() -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +82,7 @@ def labelled(folder, intensity, saliency, codes="LPS", crop=None, tags=LABEL_TAG
         TagVolumed(slice_axis=axis),
         Orientationd(keys=["image", "slice_labels"], axcodes="LPS", labels=None),
         *([SpatialCropd(keys=["image", "slice_labels"], **crop)] if crop else []),
-        LoadMapd(**{"intensity_power": 3.0, "erosion": 2, "scale": 1.0, **settings}),
+        LoadMapd(**(SETTINGS | settings)),
     ])  # fmt: skip
     out = prepare(case | {"slice_labels": tags if along > 0 else tags[::-1]})
     assert out["label"].dtype == torch.uint8 and out["label"].shape == out["image"].shape
@@ -138,7 +139,7 @@ def test_a_map_of_another_grid_is_brought_to_that_of_the_image(tmp_path):
     save_nifti(saliency[::2, ::2].astype(np.float32), tmp_path / "coarse.nii.gz", affine)
     image = MetaTensor(torch.as_tensor(intensity[None] * 2 - 1, dtype=torch.float32), affine=torch.as_tensor(LPS))
     case = {"image": image, "map_file": str(tmp_path / "coarse.nii.gz"), "slice_labels": LABEL_TAGS}
-    coarse = LoadMapd(intensity_power=3.0, erosion=2, scale=1.0)(TagVolumed()(case))["label"][0].numpy()
+    coarse = LoadMapd(**SETTINGS)(TagVolumed()(case))["label"][0].numpy()
     assert np.array_equal(coarse, fine)
 
 
