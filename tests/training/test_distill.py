@@ -26,8 +26,8 @@ from tests.helpers.bundles import (
     TINY,
     config,
     monai_bundle,
-    monai_bundle_process,
 )
+from tests.helpers.processes import forked_bundle
 
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES)
 
@@ -173,7 +173,7 @@ def test_a_killed_run_leaves_the_weights_and_the_same_command_finishes(
     folder = start(tmp_path / "parts", trained)
     kill = tmp_path / "kill.yaml"  # in the middle of the second epoch
     kill.write_text("+train#handlers:\n  - {_target_: tests.helpers.bundles.Kill, iteration: 3}\n")
-    killed = monai_bundle_process(*distill(folder, dataset_without_masks, overlay=kill))
+    killed = forked_bundle(*distill(folder, dataset_without_masks, overlay=kill))
     assert killed.returncode == -9, killed.stdout
     assert (kept(folder / "models") / "checkpoint_epoch=1.pt").is_file()
     assert (folder / "models" / "model.pt").read_bytes() == trained.weights.read_bytes()
