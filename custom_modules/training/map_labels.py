@@ -4,7 +4,7 @@ In each slice tagged y1, with the map brought to the image's grid and intensitie
 
     label = map * intensity^p > scale * (Otsu's threshold of that product inside the region),
 
-of which the largest components are kept, closed and filled (a cavity belongs to its tumour).
+whose largest components are kept, closed and filled (a cavity belongs to its tumour).
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def test_what_a_run_leaves_behind(straight):
     assert_same(loaded, {name: value.half().to(loaded[name]) for name, value in averaged.items()})
 
 
-def test_the_training_list_stands_beside_the_weights(straight, tmp_path):
+def test_the_training_list_is_beside_the_weights(straight, tmp_path):
     assert training_list(straight[0] / "model.pt") == straight[0] / "model.training.txt"
     assert training_cases(straight[0] / "model.pt") == ["p1", "pat 02-ü"]
     assert training_cases(tmp_path / "model.pt") is None

@@ -46,7 +46,7 @@ def test_a_case_gets_the_map_that_lies_where_inference_puts_it(tmp_path):
     files = [tmp_path / stem / f"{stem}_saliency.nii.gz" for stem in ("p0_flair", "p1")]
     for case, out, file, content in zip(cases, mapped, files, (b"a", b"b"), strict=True):
         assert out == case | {"map_file": str(file), "map_sha256": sha256(content).hexdigest()}
-    files[0].write_bytes(b"c")  # made anew: a cache must not take it for the old one
+    files[0].write_bytes(b"c")  # made again: a cache must not take it for the old one
     assert mapped_cases(cases, tmp_path)[0]["map_sha256"] != mapped[0]["map_sha256"]
     files[1].unlink()
     with pytest.raises(FileNotFoundError, match=r"no map of \['p1'\]"):
@@ -163,8 +163,8 @@ def test_a_second_start_does_nothing_twice(distilled, dataset_without_masks, tmp
 
 
 def test_the_student_does_not_start_from_an_earlier_one(distilled, dataset_without_masks, tmp_path):
-    monai_bundle(*distill(start(tmp_path / "anew", distilled), dataset_without_masks))
-    assert not differing(state(tmp_path / "anew" / "models" / "model.pt"), state(distilled.weights))
+    monai_bundle(*distill(start(tmp_path / "again", distilled), dataset_without_masks))
+    assert not differing(state(tmp_path / "again" / "models" / "model.pt"), state(distilled.weights))
 
 
 def test_a_killed_run_leaves_the_weights_and_the_same_command_finishes(
