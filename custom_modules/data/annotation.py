@@ -35,7 +35,7 @@ def tagged_cases(items: Sequence[Mapping]) -> list[dict]:
         if label := case.pop("label", None):
             case = {"case": stem_of(Path(case["image"]))} | case
             try:
-                case["slice_labels"] = _read_tags(Path(label))
+                case["slice_labels"] = _tags_in(Path(label))
             except (OSError, ValueError) as error:
                 problems.append(f"{case['case']}: {one_line(error)} ({label})")
         cases.append(case)
@@ -45,7 +45,7 @@ def tagged_cases(items: Sequence[Mapping]) -> list[dict]:
     return cases
 
 
-def _read_tags(path: Path) -> list[int]:
+def _tags_in(path: Path) -> list[int]:
     if path.suffix != ".json":
         raise ValueError("it is not a JSON file; training reads slice tags and never a mask.")
     content = read_json(path)

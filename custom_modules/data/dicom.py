@@ -59,14 +59,14 @@ def series_files(folder: str | Path) -> list[Path]:
     if not series:
         raise ValueError(f"{folder} holds no DICOM series.")
     if len(series) > 1:
-        listed = "; ".join(sorted(map(_describe, series)))
+        listed = "; ".join(sorted(map(_summary, series)))
         raise ValueError(
             f"{folder} holds {len(series)} DICOM series, but a case is one: {listed}. Give each a folder of its own."
         )
     return series[0]
 
 
-def _describe(files: Sequence[Path]) -> str:
+def _summary(files: Sequence[Path]) -> str:
     from pydicom import dcmread
 
     header = dcmread(files[0], stop_before_pixels=True)

@@ -47,11 +47,11 @@ def find_cases(root: str | Path, layout: str = "auto", glob: str | None = None) 
         raise FileNotFoundError(f"dataset folder {root} does not exist.")
     if _is_image(root):
         fitting = (name for name, patterns in LAYOUTS.items() if any(fnmatch(str(root), p) for p in patterns))
-        return [_describe(root, next(fitting, "volumes") if layout == "auto" else layout)]
+        return [_case_of(root, next(fitting, "volumes") if layout == "auto" else layout)]
     tried = [layout] if layout != "auto" else ["volumes"] if glob else list(LAYOUTS)
     for name in tried:
         if images := _glob_images(root, [glob] if glob else LAYOUTS[name]):
-            return name_apart([_describe(image, name) for image in images], root)
+            return name_apart([_case_of(image, name) for image in images], root)
     patterns = [glob] if glob else [pattern for name in tried for pattern in LAYOUTS[name]]
     raise ValueError(f"no volume found: {root} holds no NIfTI file or DICOM series that fits {', '.join(patterns)}.")
 
@@ -82,7 +82,7 @@ def stem_of(path: Path) -> str:
     return path.name if path.is_dir() else re.sub(r"\.nii(\.gz)?$", "", path.name)
 
 
-def _describe(image: Path, layout: str) -> dict:
+def _case_of(image: Path, layout: str) -> dict:
     """Name a case by the rule of its layout and find its label."""
     stem = stem_of(image)
     without_modality = re.sub(r"(?<=.)[_-][^_-]+$", "", stem)

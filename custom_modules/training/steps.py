@@ -124,7 +124,7 @@ def parameter_groups(network: WeakDiffusionNetwork, lr_denoiser: float, lr_class
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
-    """Schedules learning rates that rise linearly over `warmup_steps` and fall to 0 along a cosine until `total_steps`.
+    """Schedules learning rates: a linear rise over `warmup_steps`, times a cosine that is 0 at `total_steps`.
 
     MONAI's `WarmupCosineSchedule` stores its length in the checkpoint, so a run resumed with more epochs would keep the
     old length; here it is always the one asked for.

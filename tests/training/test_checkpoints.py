@@ -8,7 +8,6 @@ import torch
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler
-from monai.optimizers import WarmupCosineSchedule
 from monai.transforms import Compose, RandFlipd
 
 from custom_modules.diffusion import Diffusion
@@ -17,7 +16,7 @@ from custom_modules.training.checkpoints import AveragedWeights, ResumableRun, e
 from custom_modules.training.handlers import ClipGradients, EpochSeed, TagMetrics
 from custom_modules.training.sampling import BalancedSampler
 from custom_modules.training.slices import SliceDataset
-from custom_modules.training.steps import JointLoss, TagBatch, TrainingStep, parameter_groups
+from custom_modules.training.steps import JointLoss, TagBatch, TrainingStep, parameter_groups, warmup_cosine
 from tests.helpers.tiny_network import tiny_network
 
 
@@ -37,7 +36,7 @@ def train(folder, max_epochs, num_workers=0, epoch_length=3):
     dataset, network = Slices(), tiny_network(seed=4).train()
     ema = ema_handler(network, decay=0.9)  # warms up over 2 / (1 - 0.9) = 20 iterations, more than the run has
     optimizer = torch.optim.AdamW(parameter_groups(network, 1e-3, 1e-3))
-    scheduler = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=12)
+    scheduler = warmup_cosine(optimizer, warmup_steps=2, total_steps=12)
     sampler = BalancedSampler(dataset, 4 * epoch_length)
     run = {"network": network, "ema": ema.ema_model, "optimizer": optimizer, "lr_scheduler": scheduler}
     handlers = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from custom_modules.diffusion import Diffusion
-from custom_modules.training.steps import JointLoss, TagBatch, TrainingStep
+from custom_modules.training.steps import JointLoss, TagBatch, TrainingStep, warmup_cosine
 from tests.helpers.tiny_network import tiny_network
 
 
@@ -156,3 +156,18 @@ def test_the_batch_goes_to_the_network_as_float_and_the_tags_twice():
     x_0, tags, args, kwargs = TagBatch()(batch)
     assert x_0.dtype == torch.float32 and tags.dtype == torch.long
     assert args == (tags, weights) and kwargs == {}
+
+
+def test_rates_rise_and_fall_over_the_length_that_is_asked_for():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule, rates = warmup_cosine(optimizer, warmup_steps=2, total_steps=4), []
+    for _ in range(5):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    # min(1, k / 2) * (1 + cos(pi k / 4)) / 2
+    assert rates == pytest.approx([0, 0.5 * 0.8536, 0.5, 0.1464, 0], abs=1e-4)
+    longer = warmup_cosine(optimizer, warmup_steps=2, total_steps=10)
+    longer.load_state_dict(schedule.state_dict())  # as a run that is resumed with more epochs does
+    longer.step()
+    assert longer.get_last_lr() == pytest.approx([0.3455], abs=1e-4)  # (1 + cos(6 pi / 10)) / 2 at step 6
