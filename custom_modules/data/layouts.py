@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from glob import glob as glob_paths
 from pathlib import Path
 
-LAYOUTS = {  # where each layout keeps its images; `glob` replaces these patterns
+LAYOUTS = {  # where each layout keeps its images; `glob` takes the place of these patterns
     "brats": ("**/*_flair.nii*", "**/*-t2f.nii*"),
     "msd": ("**/imagesTr/*.nii*",),
     "chaos": ("**/T2SPIR/DICOM_anon", "**/*_t2spir.nii*"),
@@ -47,11 +47,11 @@ def find_cases(root: str | Path, layout: str = "auto", glob: str | None = None) 
         raise FileNotFoundError(f"dataset folder {root} does not exist.")
     if _is_image(root):
         fitting = (name for name, patterns in LAYOUTS.items() if any(fnmatch(str(root), p) for p in patterns))
-        return [_case_of(root, next(fitting, "volumes") if layout == "auto" else layout)]
+        return [_describe(root, next(fitting, "volumes") if layout == "auto" else layout)]
     tried = [layout] if layout != "auto" else ["volumes"] if glob else list(LAYOUTS)
     for name in tried:
         if images := _glob_images(root, [glob] if glob else LAYOUTS[name]):
-            return name_apart([_case_of(image, name) for image in images], root)
+            return name_apart([_describe(image, name) for image in images], root)
     patterns = [glob] if glob else [pattern for name in tried for pattern in LAYOUTS[name]]
     raise ValueError(f"no volume found: {root} holds no NIfTI file or DICOM series that fits {', '.join(patterns)}.")
 
@@ -78,11 +78,10 @@ def _is_image(path: Path) -> bool:
 
 
 def stem_of(path: Path) -> str:
-    """Name a NIfTI file without its ending, and a folder as it is."""
     return path.name if path.is_dir() else re.sub(r"\.nii(\.gz)?$", "", path.name)
 
 
-def _case_of(image: Path, layout: str) -> dict:
+def _describe(image: Path, layout: str) -> dict:
     """Name a case by the rule of its layout and find its label."""
     stem = stem_of(image)
     without_modality = re.sub(r"(?<=.)[_-][^_-]+$", "", stem)
