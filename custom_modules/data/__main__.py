@@ -1,4 +1,4 @@
-"""The command that builds a datalist."""
+"""The command that builds a datalist: `python -m custom_modules.data LAYOUT --root DIR --output datalist.json`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,12 @@ from custom_modules.data.tags import read_tags, tag_cases
 from custom_modules.files import atomic_path
 
 
-def _write_datalist(path: Path, split: dict[str, list[dict]], root: Path, settings: dict) -> None:
-    """Write a datalist, a case per line, whole or not at all; paths become relative to `root`."""
-
-    def line(item: dict) -> str:
-        paths = {key: Path(os.path.relpath(item[key], root)).as_posix() for key in ("image", "label") if key in item}
-        return "\n  " + json.dumps(item | paths)
-
-    entries = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
-    entries += [f" {json.dumps(name)}: [{','.join(map(line, items))}]" for name, items in split.items()]
-    with atomic_path(path) as aside:
-        aside.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; an error of the user ends it with a message and exit code 1."""
+    try:
+        _build(_parse_args(argv))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -34,29 +29,24 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     for layout, patterns in LAYOUTS.items():
         sub = layouts.add_parser(layout, help=f"images at {', '.join(patterns)}")
         target = CHAOS_KIDNEYS if layout == "chaos" else ()
-        sub.add_argument("--root", type=Path, required=True, help="folder (or one volume) to search")
+        sub.add_argument("--root", type=Path, required=True, help="folder (or single volume) to search")
         sub.add_argument("--output", type=Path, required=True, help="datalist to write (.json)")
         sub.add_argument("--glob", help=f"pattern of the images, relative to root (default: {' '.join(patterns)})")
-        sub.add_argument("--tags", type=Path, help="CSV case,slice,label in place of masks")
+        sub.add_argument("--tags", type=Path, help="CSV with the columns case,slice,label, read instead of masks")
         sub.add_argument("--target_labels", type=int, nargs="+", default=target, metavar="VALUE",
                          help=f"mask values that make the target (default: {target or 'all above 0'})")  # fmt: skip
-        sub.add_argument("--slice_axis", type=int, default=2, choices=(0, 1, 2), help="axis of slices (default: 2)")
-        sub.add_argument("--min_area", type=int, default=0, help="pixels that a positive slice exceeds (default: 0)")
-        sub.add_argument("--folds", type=int, default=0, help="write N datalists, each with one fold as its test")
-        sub.add_argument("--seed", type=int, default=0, help="of the random split (default: 0)")
-        sub.add_argument("--splits", type=Path, help="JSON of given splits or folds, by case name")
+        sub.add_argument("--slice_axis", type=int, default=2, choices=(0, 1, 2), help="axis of the slices (default: 2)")
+        sub.add_argument("--min_area", type=int, default=0,
+                         help="a slice is positive if its target has more pixels than this (default: 0)")  # fmt: skip
+        sub.add_argument("--folds", type=int, default=0, help="write N datalists, each with another fold as its test")
+        sub.add_argument("--seed", type=int, default=0, help="seed of the random split (default: 0)")
+        sub.add_argument("--splits", type=Path, help="JSON file with the splits or folds to use, by case name")
     args = parser.parse_args(argv)
     if args.min_area < 0:
         parser.error(f"--min_area must be 0 or more; got {args.min_area}")
     if args.splits and args.folds:
-        parser.error("give --splits or --folds, not both: a file of splits has its own folds")
+        parser.error("give --splits or --folds, not both: a file of splits defines its own folds")
     return args
-
-
-def _report(title: str, lines: Sequence[str], limit: int = 20) -> None:
-    more = [f"... and {len(lines) - limit} more"] if len(lines) > limit else []
-    if lines:
-        print("\n  ".join([f"{title} ({len(lines)}):", *lines[:limit], *more]))
 
 
 def _build(args: argparse.Namespace) -> None:
@@ -80,8 +70,8 @@ def _build(args: argparse.Namespace) -> None:
         splits = split_cases(tagged, args.seed, folds=args.folds)
 
     target = f"label in {list(args.target_labels)}" if args.target_labels else "label > 0"
-    source = args.tags or f"{target} on more than {args.min_area} pixels"
-    print(f"{len(cases)} cases found in {args.root} ({args.layout}); a slice is positive by: {source}")
+    source = f"tagged 1 in {args.tags}" if args.tags else f"with {target} on more than {args.min_area} pixels"
+    print(f"{len(cases)} cases found in {args.root} ({args.layout}); positive slices are those {source}")
     for k, split in enumerate(splits):
         path = args.output if len(splits) == 1 else args.output.with_stem(f"{args.output.stem}_fold{k}")
         split |= {"untagged": untagged} if untagged else {}
@@ -95,12 +85,23 @@ def _build(args: argparse.Namespace) -> None:
     _report("notes", [f"{case}: {note}" for case, note in notes.items()])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; a user's error ends it with a message and exit code 1."""
-    try:
-        _build(_parse_args(argv))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+def _write_datalist(path: Path, split: dict[str, list[dict]], root: Path, settings: dict) -> None:
+    """Write a datalist, one case per line, whole or not at all; paths become relative to `root`."""
+
+    def line(item: dict) -> str:
+        paths = {key: Path(os.path.relpath(item[key], root)).as_posix() for key in ("image", "label") if key in item}
+        return "\n  " + json.dumps(item | paths)
+
+    entries = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
+    entries += [f" {json.dumps(name)}: [{','.join(map(line, items))}]" for name, items in split.items()]
+    with atomic_path(path) as aside:
+        aside.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
+
+
+def _report(title: str, lines: Sequence[str], limit: int = 20) -> None:
+    more = [f"... and {len(lines) - limit} more"] if len(lines) > limit else []
+    if lines:
+        print("\n  ".join([f"{title} ({len(lines)}):", *lines[:limit], *more]))
 
 
 if __name__ == "__main__":

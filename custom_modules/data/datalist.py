@@ -1,11 +1,11 @@
-"""Datalists: how one is built from folders of volumes, read for training and inference, and checked before the work.
+"""Datalists: read for training, inference and evaluation, and checked before the work.
 
-A datalist is MONAI's decathlon JSON: lists of cases under `training`, `validation` and `test`,
+A datalist is a decathlon JSON as MONAI has it: lists of cases under `training`, `validation` and `test`,
 
     {"case": "p1", "image": "p1/p1_flair.nii.gz", "slice_labels": [0, 1, ...], "label"?: ..., "channel"?: 0}
 
 `slice_labels[i]` says whether index i of the stored array along `slice_axis` shows the target. Paths are relative to
-the folder that was searched. Cases without tags stand under `untagged`: good for inference, of no use for training.
+the folder that was searched. Cases without tags are listed under `untagged`: fit for inference, not for training.
 
     python -m custom_modules.data brats --root DIR --output DIR/datalist.json
 """
@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from custom_modules.data.geometry import UNREADABLE, in_a_line, read_geometry
+from custom_modules.data.geometry import UNREADABLE, one_line, read_geometry
 from custom_modules.data.labels import check_label, load_label
 from custom_modules.data.layouts import LAYOUTS, find_cases, name_apart, stem_of
 from custom_modules.data.splits import SECTIONS
@@ -39,18 +39,18 @@ def load_cases(
 
     Args:
         datalist: JSON file; None: `datalist.json` in `dataset_dir`.
-        dataset_dir: folder that the paths are relative to; what is not there is sought beside the datalist.
+        dataset_dir: folder that the paths are relative to; a file that is not there is looked for beside the datalist.
         section: section or sections to read; None: all.
-        with_label: keep the key `label`. Training does without, so that it cannot see a mask.
-        discover: where there is no datalist, take what `find_cases` finds in `dataset_dir`.
-        allow_empty: sections that are there but empty are no error (the validation of folds is), nor is no datalist
-            at all in `dataset_dir` (MONAI Label trains without).
+        with_label: keep the key `label`; without it, as in training, nothing can see a mask.
+        discover: without a datalist, take what `find_cases` finds in `dataset_dir`.
+        allow_empty: accept sections that exist but are empty (validation is, with folds), and a `dataset_dir` without a
+            datalist (MONAI Label trains without one).
 
     Returns:
         `{"case", "image", "slice_labels"?, "label"?, "channel"?}`, with unique names and absolute paths.
 
     Raises:
-        FileNotFoundError: no such folder, no datalist, or none of its images exists.
+        FileNotFoundError: the folder, the datalist or all of its images do not exist.
         ValueError: a section is missing, or all are empty (without `allow_empty`).
     """
     if not os.path.exists(dataset_dir):
@@ -83,12 +83,13 @@ def labelled_cases(
     slice_axis: int = 2,
     allow_empty: bool = False,
 ) -> list[dict]:
-    """Read the cases for evaluation: those with a label, all with `slice_labels`, `image_file` and `label_file`.
+    """Read the cases with a label, for evaluation: all with `slice_labels`, `image_file`, `label_file` and `group`.
 
-    A case that comes without tags (no datalist) gets those of its label. `group` is the folder above the case's own.
+    A case without tags (there is no datalist) gets those of its label. `group` is the folder above the case's own.
 
     Raises:
-        ValueError: no case has a label on disk (without `allow_empty`); and what `load_cases` raises.
+        ValueError: no case has a label on disk (without `allow_empty`).
+        FileNotFoundError, ValueError: as in `load_cases`.
     """
     cases = load_cases(datalist, dataset_dir, section, True, discover=not allow_empty, allow_empty=allow_empty)
     with_label = [case for case in cases if "label" in case and os.path.exists(case["label"])]
@@ -121,7 +122,7 @@ def _read_sections(path: Path, section: str | Sequence[str] | None, build: str) 
 
 
 def _absolute(item: dict, folders: Sequence[Path]) -> dict:
-    """Join the paths to the first folder in which they exist (else the first), and name the case if it has no name."""
+    """Join the paths to the first folder in which they exist (else to the first), and name a case without a name."""
     item = {"case": stem_of(Path(item["image"]))} | item
     for key in {"image", "label"} & set(item):
         paths = [os.path.normpath(folder / item[key]) for folder in folders]
@@ -132,26 +133,26 @@ def _absolute(item: dict, folders: Sequence[Path]) -> dict:
 def check_cases(
     items: Sequence[dict], require_labels: bool = True, with_label: bool = False, slice_axis: int = 2
 ) -> dict[str, int]:
-    """Check a data set before the work: images readable and 3D, tags that fit the slices, masks that fit the images.
+    """Check a data set before the work: images are readable and 3D, tags fit the slices, masks fit the images.
 
     Args:
         items: cases as from `load_cases`.
-        require_labels: every case must have `slice_labels`, and the list both classes.
-        with_label: a `label`, where a case has one, must agree with the image in shape and affine.
-        slice_axis: the axis that the tags speak of.
+        require_labels: every case must have `slice_labels`, and all together both tags.
+        with_label: the `label` of a case that has one must agree with the image in shape and affine.
+        slice_axis: stored axis that the tags index.
 
     Returns:
         `{"n_cases", "n_slices", "n_positive"}`; slices of tagged cases.
 
     Raises:
-        ValueError: lists the problems of all cases (20, and how many more).
+        ValueError: some cases have problems; the message lists 20 of them, and how many more there are.
     """
     problems = []
     for item in items:
         try:
             _check_case(item, require_labels, with_label, slice_axis)
         except UNREADABLE as error:
-            problems.append(f"{item['case']}: {in_a_line(error)} ({item['image']})")
+            problems.append(f"{item['case']}: {one_line(error)} ({item['image']})")
     tags = [tag for item in items for tag in item.get("slice_labels", ())]
     if require_labels and not problems and set(tags) != {0, 1}:
         problems.append(f"slice_labels must hold both 0 and 1; got {sum(tags)} ones in {len(tags)} slices.")

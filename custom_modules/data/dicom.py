@@ -1,10 +1,9 @@
-"""DICOM: the one series of a folder, checked slice by slice, and a mask as a DICOM Segmentation that refers to it.
+"""DICOM: the one series of a folder, checked slice by slice before it is read as a volume.
 
-MONAI's `ITKReader` makes a volume of whatever a folder holds: of several series it takes the first, a missing slice
-stretches the others, and frames out of order lose their geometry, all with a warning at most. So a series is checked
-before it is read (`read_series`). `SaveDicomSegd` then writes one frame for each of its slices, where that slice lies.
+MONAI's `ITKReader` makes a volume of whatever a folder holds: it takes the first of several series, stretches the other
+slices over a missing one, and loses the geometry of frames out of order, all with a warning at most.
 
-pydicom, highdicom and itk are imported where they are used: NIfTI data and the hosts of a bundle need none of them.
+pydicom and itk are imported where they are used: NIfTI data and the hosts of a bundle do without them.
 """
 
 from __future__ import annotations
@@ -20,35 +19,35 @@ if TYPE_CHECKING:
 
 
 OUTPUT_FORMATS = ("nifti", "dicom_seg")
-TOLERANCE = 0.1  # by which slices may lie off their even spacing, in slice spacings
+TOLERANCE = 0.1  # allowed deviation of a slice from its evenly spaced place, in slice spacings
 
 
 def check_source(case: Mapping, output_format: str) -> None:
-    """Check the image of a case {"case", "image"} before it is read: a sound series, or a file where that will do.
+    """Check the image of a case {"case", "image"} before it is read: a sound series, or a file if that is enough.
 
     Raises:
-        ValueError: `dicom_seg` is asked for and the image is no DICOM series, or one without a frame of reference;
-            and what `read_series` raises.
+        ValueError: `output_format` is `dicom_seg` and the image is not a DICOM series, or has no frame of reference;
+            the series is not a volume (`read_series`).
     """
     if Path(case["image"]).is_dir():
         headers = read_series(case["image"])
         if output_format == "dicom_seg" and not all(header.get("FrameOfReferenceUID") for header in headers):
             raise ValueError(
                 f"case {case['case']!r}: the series in {case['image']} has no FrameOfReferenceUID, which a DICOM "
-                "Segmentation needs; export it anew without taking that away, or --output_format nifti."
+                "Segmentation needs; export it again with that tag, or give --output_format nifti."
             )
     elif output_format == "dicom_seg":
         raise ValueError(
-            f"case {case['case']!r}: a DICOM Segmentation refers to a DICOM series, but {case['image']} is none; give "
-            "the folder of the series as dataset_dir, or --output_format nifti."
+            f"case {case['case']!r}: a DICOM Segmentation refers to a DICOM series, but {case['image']} is not one; "
+            "give the folder of the series as dataset_dir, or --output_format nifti."
         )
 
 
 def series_files(folder: str | Path) -> list[Path]:
-    """Files of the series in `folder`, in the order in which MONAI's `ITKReader` stacks them: by position.
+    """List the files of the series in `folder`, in the order in which MONAI's `ITKReader` stacks them: by position.
 
     Raises:
-        ValueError: there is none, or there are several (by UID, size, slice thickness, ...).
+        ValueError: there is no series, or there are several (by UID, size, slice thickness, ...).
     """
     import itk  # slow to import
 
@@ -60,14 +59,14 @@ def series_files(folder: str | Path) -> list[Path]:
     if not series:
         raise ValueError(f"{folder} holds no DICOM series.")
     if len(series) > 1:
-        listed = "; ".join(sorted(map(_describe, series)))
+        listed = "; ".join(sorted(map(_summary, series)))
         raise ValueError(
-            f"{folder} holds {len(series)} DICOM series, and a case is one: {listed}. Give each a folder of its own."
+            f"{folder} holds {len(series)} DICOM series, but a case is one: {listed}. Give each a folder of its own."
         )
     return series[0]
 
 
-def _describe(files: Sequence[Path]) -> str:
+def _summary(files: Sequence[Path]) -> str:
     from pydicom import dcmread
 
     header = dcmread(files[0], stop_before_pixels=True)
@@ -77,10 +76,10 @@ def _describe(files: Sequence[Path]) -> str:
 
 
 def read_series(folder: str | Path) -> list[Dataset]:
-    """Headers of the series in `folder`: one a slice, in the order of `ITKReader`'s volume, or one of all frames.
+    """Read the headers of the series in `folder`: one per slice, in the order of `ITKReader`, or one of all frames.
 
     Raises:
-        ValueError: there is not one series, or its slices are not the parallel, evenly spaced ones of a volume.
+        ValueError: there is not exactly one series, or its slices are not parallel and evenly spaced.
     """
     from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
@@ -91,12 +90,16 @@ def read_series(folder: str | Path) -> list[Dataset]:
         _check_complete(Path(folder), files, headers[0].get("SeriesInstanceUID"))
         check_planes(*slice_planes(headers))
     except (ValueError, InvalidDicomError) as error:
-        raise ValueError(f"the DICOM series in {folder} is no volume: {error}") from None
+        raise ValueError(f"the DICOM series in {folder} is not a volume: {error}") from None
     return headers
 
 
 def _check_complete(folder: Path, files: Sequence[Path], uid: str) -> None:
-    """Raise ValueError if `folder` holds more files of the series `uid`: itk leaves out, silently, what is broken."""
+    """Check that `folder` holds no further file of the series `uid`: itk silently leaves out broken ones.
+
+    Raises:
+        ValueError: it does; the message names them.
+    """
     from pydicom import dcmread
     from pydicom.misc import is_dicom
 
@@ -104,14 +107,14 @@ def _check_complete(folder: Path, files: Sequence[Path], uid: str) -> None:
     others = [file for file in others if file.name != "DICOMDIR" and is_dicom(file)]
     broken = [f.name for f in others if dcmread(f, stop_before_pixels=True).get("SeriesInstanceUID") in (None, uid)]
     if broken:
-        raise ValueError(f"{', '.join(sorted(broken)[:5])} cannot be read (cut short?); copy the series anew.")
+        raise ValueError(f"{', '.join(sorted(broken)[:5])} cannot be read (cut short?); copy the series again.")
 
 
 def slice_planes(headers: Sequence[Dataset]) -> tuple[np.ndarray, np.ndarray]:
-    """ImagePositionPatient (D, 3) in mm and ImageOrientationPatient (D, 6), float, of each slice or frame, in LPS.
+    """Read ImagePositionPatient (D, 3) in mm and ImageOrientationPatient (D, 6) of all slices or frames; float, LPS.
 
     Raises:
-        ValueError: a slice has none.
+        ValueError: a slice lacks one of them.
     """
     planes = []
     for header in headers:
@@ -133,12 +136,16 @@ def slice_planes(headers: Sequence[Dataset]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _in_groups(groups: Sequence[Dataset], sequence: str, name: str):
-    """An entry of a frame's functional groups, its own or shared by all; None where it is in neither."""
+    """Find an entry in a frame's functional groups, its own or those shared by all; None if it is in neither."""
     return next((group[sequence][0].get(name) for group in groups if sequence in group), None)
 
 
 def check_planes(positions: np.ndarray, orientations: np.ndarray) -> None:
-    """Raise ValueError unless slices at `positions` (D, 3) with `orientations` (D, 6) stack to a volume, in order."""
+    """Check that slices at `positions` (D, 3) in mm with `orientations` (D, 6) stack to a volume, in this order.
+
+    Raises:
+        ValueError: they do not; the message says why, and what to do.
+    """
     if np.abs(orientations - orientations[0]).max() > 1e-3:
         raise ValueError("its slices differ in orientation (a localizer?); keep those of one orientation.")
     if len(positions) < 2:
@@ -150,7 +157,7 @@ def check_planes(positions: np.ndarray, orientations: np.ndarray) -> None:
     if (repeated := int((gaps < 1e-3).sum())) > 0:
         raise ValueError(
             f"{repeated} of its {len(depths)} slices lie where another one does (echoes, time points or copies?); keep "
-            "one a position."
+            "one per position."
         )
     if np.abs(np.sort(depths) - np.linspace(depths.min(), depths.max(), len(depths))).max() > TOLERANCE * step:
         worst = int(np.abs(gaps - step).argmax())

@@ -16,15 +16,15 @@ UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, ImageFile
 
 
 def read_geometry(image: str | Path, channel: int | None = None) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape (H, W, D) and affine (4, 4) of a stored volume. Of a NIfTI file only the header is read.
+    """Read shape (H, W, D) and affine (4, 4), RAS in mm, of a stored volume; of a NIfTI file only the header.
 
     Raises:
-        ValueError: neither 3D nor 4D with that `channel`; a folder that is not one DICOM series.
+        ValueError: the volume is neither 3D nor 4D with that `channel`; the folder is not one DICOM series.
     """
     if os.path.isdir(image):
         from monai.data import ITKReader
 
-        read_series(image)  # or an error: ITKReader takes what is no volume, with a warning at most
+        read_series(image)  # raises where ITKReader would read what is not a volume, with a warning at most
         reader = ITKReader()
         array, meta = reader.get_data(reader.read(image))
         shape, affine = tuple(array.shape), np.asarray(meta["affine"])
@@ -39,5 +39,6 @@ def read_geometry(image: str | Path, channel: int | None = None) -> tuple[tuple[
     return shape, affine
 
 
-def in_a_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Put the message of an error on one line; an error without a message gives its type."""
     return " ".join(str(error).split()) or type(error).__name__

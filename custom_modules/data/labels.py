@@ -1,4 +1,4 @@
-"""Label volumes: read as stored, and checked against their images."""
+"""Label volumes: read as stored, checked against their images, and reduced to their target."""
 
 from __future__ import annotations
 
@@ -14,21 +14,35 @@ from custom_modules.data.dicom import series_files
 from custom_modules.data.geometry import read_geometry
 
 
+def target_mask(label: np.ndarray, target_labels: Sequence[int] | None) -> np.ndarray:
+    """Marks where the values of `label` are among `target_labels` (None or empty: above 0).
+
+    Args:
+        label: label values, of any shape and real dtype; a tensor on the CPU will do.
+        target_labels: label values that make the target.
+
+    Returns:
+        bool, the shape of `label`.
+    """
+    label = np.asarray(label)
+    return np.isin(label, list(target_labels)) if target_labels else label > 0
+
+
 def load_label(path: str | Path, image: str | Path | None = None) -> np.ndarray:
     """Read a label volume as stored: a NIfTI file, or a folder of PNGs (CHAOS) that belongs to a DICOM series.
 
-    PNG i in the order of names belongs to DICOM file i in the order of names. The slices then take the order in which
-    MONAI's `ITKReader` stacks the series: by position, which may be the reverse of the names.
+    PNG i in the order of names belongs to DICOM file i in the order of names. The slices are then put into the order in
+    which MONAI's `ITKReader` stacks the series: by position, which may be the reverse of the names.
 
     Args:
         path: NIfTI file or folder of PNGs.
-        image: the DICOM folder that a folder of PNGs belongs to; default: `DICOM_anon` beside it.
+        image: DICOM folder that a folder of PNGs belongs to; None: `DICOM_anon` beside it.
 
     Returns:
         (H, W, D) int32, aligned with the stored array of the image.
 
     Raises:
-        ValueError: not 3D or not finite; not one grey PNG of one size per DICOM file.
+        ValueError: the label is not 3D or not finite; there is not one grey PNG of one size per DICOM file.
     """
     path = Path(path)
     if path.is_dir():
@@ -41,7 +55,7 @@ def load_label(path: str | Path, image: str | Path | None = None) -> np.ndarray:
 
 
 def _load_pngs(folder: Path, series: Path) -> np.ndarray:
-    import itk  # slow to import, and NIfTI data need none of it
+    import itk  # slow to import, and NIfTI data do without
 
     files = series_files(series)
     pngs = [path for path in folder.glob("*.png") if not path.name.startswith(".")]
@@ -56,12 +70,16 @@ def _load_pngs(folder: Path, series: Path) -> np.ndarray:
 
 
 def _by_number(path: Path) -> list:
-    """Sort key that puts slice 2 before slice 10."""
+    """Give a sort key that puts slice 2 before slice 10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 
 def check_label(item: dict, label_shape: Sequence[int]) -> None:
-    """Raise ValueError where a label differs from its image in shape or, between NIfTI files, affine (0.01 mm)."""
+    """Check that a label has the shape of its image and, between NIfTI files, its affine (to 0.01 mm).
+
+    Raises:
+        ValueError: it has not.
+    """
     shape, affine = read_geometry(item["image"], item.get("channel"))
     if tuple(label_shape) != shape:
         raise ValueError(f"the label's shape {tuple(label_shape)} differs from the image's {shape}.")

@@ -1,7 +1,7 @@
-"""Layouts: where data sets keep their volumes and labels on disk, and how their geometry, labels and tags are read.
+"""Layouts: where data sets keep their volumes and labels on disk.
 
-A case is one volume, `{"case", "image", "label"?, "channel"?}`. Every rule that belongs to one data set (BraTS, MSD,
-CHAOS) stands in this file; the others see cases and arrays.
+A case is one volume, `{"case", "image", "label"?, "channel"?}`. Every rule of a single data set (BraTS, MSD, CHAOS) is
+in this file; the others see cases and arrays.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ LAYOUTS = {  # where each layout keeps its images; `glob` takes the place of the
     "chaos": ("**/T2SPIR/DICOM_anon", "**/*_t2spir.nii*"),
     "volumes": ("**/*.nii*", "**/"),
 }
-CHAOS_KIDNEYS = (2, 3, 126, 189)  # right and left; 2, 3 in NIfTI copies, 126, 189 in the published PNGs
+CHAOS_KIDNEYS = (2, 3, 126, 189)  # right and left: 2, 3 in NIfTI copies; 126, 189 in the published PNGs
 NOT_IMAGES = re.compile(r"[_-](seg|mask|saliency)$")  # labels, and what our own inference writes
 
 
 def find_cases(root: str | Path, layout: str = "auto", glob: str | None = None) -> list[dict]:
-    """Find the volumes below a folder. Links are followed, hidden files are not seen.
+    """Find the volumes below a folder; links are followed and hidden files are ignored.
 
     Args:
         root: a folder, or one volume (a NIfTI file, the folder of a DICOM series).
         layout: `brats`, `msd`, `chaos`, `volumes`, or `auto`: the first of these that finds something.
-        glob: pattern relative to `root` in place of the layout's own (with `auto`: of `volumes`).
+        glob: pattern relative to `root` that replaces those of the layout (with `auto`: of `volumes`).
 
     Returns:
         Cases in the order of their paths, `{"case", "image", "label"?, "channel"?}`, with unique names and absolute
@@ -38,7 +38,7 @@ def find_cases(root: str | Path, layout: str = "auto", glob: str | None = None) 
 
     Raises:
         FileNotFoundError: `root` does not exist.
-        ValueError: unknown layout, or nothing found.
+        ValueError: the layout is unknown, or nothing was found.
     """
     root = Path(os.path.abspath(root))
     if layout not in ("auto", *LAYOUTS):
@@ -63,16 +63,17 @@ def _glob_images(root: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    """Whether this is a NIfTI file or a folder that directly holds DICOM files."""
+    """Tell whether `path` is a NIfTI file, or a folder that directly holds DICOM files."""
     if path.is_file():
         return path.name.endswith((".nii", ".nii.gz"))
     for file in sorted(path.iterdir()) if path.is_dir() else ():
         may_be = file.suffix.lower() in ("", ".dcm", ".ima") or file.suffix[1:].isdigit()
         other = file.name.startswith(".") or file.name == "DICOMDIR" or NOT_IMAGES.search(file.stem)
         if may_be and not other and file.is_file():
-            with file.open("rb") as stream:
-                if stream.read(132)[128:] == b"DICM":
-                    return True
+            from pydicom.misc import is_dicom  # NIfTI data do without pydicom
+
+            if is_dicom(file):
+                return True
     return False
 
 
@@ -98,7 +99,7 @@ def _describe(image: Path, layout: str) -> dict:
 
 
 def name_apart(cases: list[dict], root: Path) -> list[dict]:
-    """Put the folders between root and image before names that occur more than once, and a number if need be."""
+    """Make names unique: prefix a repeated one with the folders between root and image, and number what is left."""
     counts = Counter(item["case"] for item in cases)
     taken: set[str] = set()
     for item in cases:

@@ -1,7 +1,7 @@
-"""Splits by patient: who trains, validates and tests, at random under a seed or as a file says.
+"""Splits by patient into training, validation and test: random under a seed, or given by a file.
 
-Slices of one patient in training and test would flatter every result, so it is patients that are divided, each group
-(hospital, folder) in the same proportions.
+Slices of one patient in both training and test would flatter every result. So patients are divided, not slices, each
+group (hospital, folder) in the same proportions.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ SECTIONS = ("training", "validation", "test")
 
 
 def patient_of(case: str) -> str:
-    """Patient of a case: BraTS time points (`BraTS-GLI-00001-000`, `-001`) share one, else each case is one."""
+    """Name the patient of a case: BraTS time points (`BraTS-GLI-00001-000`, `-001`) share one, other cases do not."""
     return re.sub(r"^(BraTS-[A-Za-z]+-\d+)-\d{3}$", r"\1", case)
 
 
 def split_cases(cases: list[dict], seed: int = 0, folds: int = 0) -> list[dict[str, list[dict]]]:
-    """Divide cases by patient, at random under a seed, each group (hospital, folder) in the same proportions.
+    """Divide cases by patient, randomly under a seed, each group (hospital, folder) in the same proportions.
 
     Args:
         cases: `{"case", "image", ...}`.
@@ -30,10 +30,11 @@ def split_cases(cases: list[dict], seed: int = 0, folds: int = 0) -> list[dict[s
         folds: 0 for one split (8:1:1; from 3 patients on, each section gets one), or the number N of folds.
 
     Returns:
-        One split `{"training", "validation", "test"}`, or N: fold k is the test, the others are the training.
+        One split `{"training", "validation", "test"}`, or N of them: in split k, fold k is the test and the other folds
+        are the training.
 
     Raises:
-        ValueError: folds that are 1 or more than the patients.
+        ValueError: there are fewer than 2 folds, or more than patients.
     """
     order = _stratified_order(cases, seed)
     if folds < 0 or folds == 1 or folds > len(order):
@@ -44,7 +45,7 @@ def split_cases(cases: list[dict], seed: int = 0, folds: int = 0) -> list[dict[s
 
 
 def _stratified_order(cases: list[dict], seed: int) -> list[str]:
-    """Patients, group after group; the order of the groups and within them is random."""
+    """List the patients group after group; the order of the groups, and of the patients of a group, is random."""
     group: dict[str, str] = {}
     for item in sorted(cases, key=lambda item: item["case"]):
         hospital = re.match(r"TCGA[_-]([A-Za-z0-9]{2})[_-]", item["case"])
@@ -58,7 +59,7 @@ def _stratified_order(cases: list[dict], seed: int) -> list[str]:
 
 
 def _deal(n: int) -> list[str]:
-    """Deal n places in a row to the sections, so that every stretch of the row holds each in about its share."""
+    """Assign n places in a row to the sections, so that every stretch of the row holds about the share of each."""
     tenth = max(round(n * 0.1), int(n >= 3))
     quota = dict(zip(SECTIONS, (n - 2 * tenth, tenth, tenth), strict=True))
     dealt: list[str] = []
@@ -69,7 +70,7 @@ def _deal(n: int) -> list[str]:
 
 
 def expand_splits(cases: list[dict], place: dict[str, str | int]) -> list[dict[str, list[dict]]]:
-    """Splits from the place of each case, a section or the number of a fold: one split, or one per fold."""
+    """Make splits from the place of each case, a section or the number of a fold: one split, or one per fold."""
     n_folds = max((place[item["case"]] + 1 for item in cases if isinstance(place[item["case"]], int)), default=0)
 
     def section(p: str | int, fold: int) -> str:
@@ -82,14 +83,14 @@ def expand_splits(cases: list[dict], place: dict[str, str | int]) -> list[dict[s
 
 
 def read_splits(path: str | Path) -> dict[str, str | int]:
-    """Read given splits: a JSON that holds, at any depth, lists of case names under `training`, `validation`, `test`,
-    or lists of such lists under `folds`.
+    """Read splits from a JSON file that holds, at any depth, lists of case names under `training`, `validation` and
+    `test`, or a list of such lists under `folds`.
 
     Returns:
         `{case: section, or number of its fold}`.
 
     Raises:
-        ValueError: nothing of this is there, or a patient stands in two places.
+        ValueError: the file holds none of these, or a patient is in two places.
     """
     place: dict[str, str | int] = {}
     place_of_patient: dict[str, str | int] = {}

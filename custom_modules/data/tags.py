@@ -1,4 +1,4 @@
-"""Slice tags: from a label volume, or from a CSV as a reader gives them."""
+"""Slice tags: from a label volume, or from a CSV file as a radiologist gives them."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from custom_modules.data.geometry import UNREADABLE, in_a_line, read_geometry
-from custom_modules.data.labels import check_label, load_label
+from custom_modules.data.geometry import UNREADABLE, one_line, read_geometry
+from custom_modules.data.labels import check_label, load_label, target_mask
 
 
 def tags_of_label(
     label: np.ndarray, target_labels: Sequence[int] | None = None, slice_axis: int = 2, min_area: int = 0
 ) -> list[int]:
-    """Tag each slice of a label (H, W, D) with 1 where more than `min_area` pixels hold one of `target_labels`
-    (None or empty: a value above 0), else 0."""
-    target = np.isin(label, list(target_labels)) if target_labels else label > 0
-    areas = target.sum(axis=tuple(axis for axis in range(3) if axis != slice_axis))
+    """Tag each slice of a label (H, W, D) with 1 if more than `min_area` of its pixels show the target, else with 0;
+    see `target_mask`."""
+    areas = target_mask(label, target_labels).sum(axis=tuple(axis for axis in range(3) if axis != slice_axis))
     return [int(area > min_area) for area in areas]
 
 
 def read_tags(path: str | Path) -> dict[str, dict[int, int]]:
-    """Read slice tags from a CSV with the header `case,slice,label`, as `{case: {slice: 0 or 1}}`.
+    """Read slice tags from a CSV file with the header `case,slice,label`, as `{case: {slice: 0 or 1}}`.
 
     Raises:
-        ValueError: wrong header, slice or label, or rows that disagree; the message names the line.
+        ValueError: header, slice or label are wrong, or rows disagree; the message names the line.
     """
     tags: dict[str, dict[int, int]] = defaultdict(dict)
     with open(path, newline="", encoding="utf-8-sig") as stream:
@@ -56,7 +55,7 @@ def tag_cases(
         The usable cases (those without tags lack `slice_labels`), `{case: why it was skipped}`, `{case: note}`.
 
     Raises:
-        ValueError: `tags` speak of a case or of a slice that does not exist.
+        ValueError: `tags` name a case or a slice that does not exist.
     """
     if unknown := sorted(set(tags or ()) - {item["case"] for item in cases}):
         known = ", ".join(item["case"] for item in cases[:3])
@@ -70,7 +69,7 @@ def tag_cases(
                 label = load_label(item["label"], item["image"])
                 check_label(item, label.shape)
         except UNREADABLE as error:
-            skipped[case] = in_a_line(error)
+            skipped[case] = one_line(error)
             continue
         if label is not None:
             item = item | {"slice_labels": tags_of_label(label, **rule)}

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, and the averaged weights that it writes."""
+"""What a run writes: the averaged weights, which are its result, and checkpoints from which a killed run continues."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from custom_modules.networks.weights import training_cases, training_list
 class AveragedWeights:
     """Keeps the exponential moving average of the weights (`ema_handler`) and writes it after every epoch.
 
-    The file is one flat state dict of `network_def` in half precision, which costs nothing measurable at inference and
-    halves it; it appears whole or not at all. The names of the training cases stand beside it (`training_list`), so
-    that evaluation can tell when it is fed one.
+    The file is one flat state dict of `network_def`, in half precision: that halves its size and changes nothing
+    measurable at inference. It appears whole or not at all. The names of the training cases are written beside it
+    (`training_list`), so that evaluation can tell when it is given one of them.
 
     Args:
-        ema: of the network.
-        path: of the file.
+        ema: average of the network.
+        path: file to write.
         cases: names of the training cases.
-        start: weights that the run starts from, whose training cases count as well; None: from scratch.
+        start: weights that the run starts from, whose training cases are added; None: it starts from scratch.
     """
 
     WRITTEN = Events.EPOCH_COMPLETED
@@ -43,34 +43,34 @@ class AveragedWeights:
         engine.add_event_handler(self.WRITTEN, self)
 
     def _begin_at_the_network(self, engine: Engine) -> None:
-        self.ema.ema_model.load_state_dict(self.ema.model.state_dict())  # a host may have loaded weights by a handler
+        self.ema.ema_model.load_state_dict(self.ema.model.state_dict())  # a host may load weights by a handler
 
     def _continue_warmup(self, engine: Engine) -> None:
-        self.ema.momentum_scheduler.event_index = engine.state.iteration  # a resumed run would begin it anew
+        self.ema.momentum_scheduler.event_index = engine.state.iteration  # a resumed run would start it again
 
     def __call__(self, engine: Engine) -> None:
         if engine.state.rank > 0:
             return
         state = {k: v.half() if v.is_floating_point() else v for k, v in self.ema.ema_model.state_dict().items()}
-        with atomic_path(self.path) as aside, open(aside, "wb") as file:  # a path's name would enter the file
+        with atomic_path(self.path) as aside, open(aside, "wb") as file:  # given a path, torch.save stores its name
             torch.save(state, file)
         with atomic_path(training_list(self.path)) as aside:
             aside.write_text("".join(f"{case}\n" for case in self.cases), encoding="utf-8")
 
 
 def ema_handler(network: nn.Module, decay: float) -> EMAHandler:
-    """Ignite's exponential moving average of `network`, warmed up so that early averages are not the random start."""
+    """Makes Ignite's exponential moving average of `network`, warmed up so that it soon forgets the random start."""
     return EMAHandler(network, momentum=1 - decay, momentum_warmup=0.2, warmup_iters=int(2 / (1 - decay)))
 
 
 class ResumableRun:
-    """Writes all that a run needs to continue after every epoch, and continues from the newest file it finds.
+    """Writes after every epoch all that a run needs to continue, and continues from the newest such file.
 
-    MONAI's `CheckpointSaver` and `CheckpointLoader` over `save_dict` and the trainer itself (epoch, iteration), in
-    files `checkpoint_epoch=N.pt` of `save_dir`, which the first process writes and of which it keeps the newest two.
+    MONAI's `CheckpointSaver` and `CheckpointLoader` get `save_dict` and the trainer itself (epoch, iteration). The
+    files are `checkpoint_epoch=N.pt` in `save_dir`; the first process writes them and keeps the newest two.
 
     Raises:
-        ValueError: on attaching, if the processes of a run see different checkpoints.
+        ValueError: on attaching, the processes of a run see different checkpoints.
     """
 
     def __init__(self, save_dir: str, save_dict: Mapping, map_location: torch.device | str = "cpu") -> None:
@@ -87,6 +87,6 @@ class ResumableRun:
         if found:
             CheckpointLoader(str(found[-1]), everything, map_location=self.map_location).attach(engine)
         if engine.state.rank == 0:
-            for superseded in found[:-2]:  # the saver below does not know those of an earlier process
+            for superseded in found[:-2]:  # the saver below does not know the files of earlier processes
                 superseded.unlink()
         CheckpointSaver(self.save_dir, everything, file_prefix="", save_interval=1, n_saved=2).attach(engine)

@@ -1,13 +1,13 @@
 """Distillation: a segmenter learns from the diffusion maps of the training volumes, and then needs no diffusion.
 
-A map knows where the target is, the image knows its border, and a network that has to explain many volumes at once
-does not follow what is wrong in a few of them. So:
+A map shows where the target is, the image shows its border, and a network that must explain many volumes at once does
+not follow the errors of a few. So:
 
-1. `write_maps`: inference, as the bundle does it, over the training volumes, in the slices whose tag says y1.
-2. `LoadMapd`: map and image, at a finer grid than the map's, become a label of every tagged slice.
-3. `distill.yaml` over `train.yaml`: the segmenter is trained on these labels; a slice tagged y0 has no target.
+1. `write_maps` runs the bundle's inference over the training volumes, in the slices tagged y1.
+2. `LoadMapd` makes a label of every tagged slice from the map and the image, on a finer grid than the map's.
+3. `distill.yaml` over `train.yaml` trains the segmenter on these labels; a slice tagged y0 has no target.
 
-No mask is read. The labels are those of Otsu's threshold; nothing is fitted to a training mask.
+No mask is read, and nothing is fitted to one: the labels come from Otsu's threshold.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 
 def save_teacher(ckpt_path: str | Path, folder: str | Path) -> str:
-    """Path of a copy of `ckpt_path` without its segmenter, in `folder`, named after the tensors in it.
+    """Copies `ckpt_path` without its segmenter into `folder`, named after the tensors in it, and returns the path.
 
-    What a distillation leaves behind goes by this name: weights that only got a segmenter have the same one, so that
-    maps and checkpoints are found again, and weights that were trained further have another.
+    Maps and checkpoints of a distillation belong to this name. Weights that only gained a segmenter keep it, so that
+    these are found again; weights that were trained further get another.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: `ckpt_path` does not exist.
     """
     if not Path(ckpt_path).is_file():
         raise FileNotFoundError(
@@ -57,11 +57,10 @@ def save_teacher(ckpt_path: str | Path, folder: str | Path) -> str:
 
 
 def mapped_cases(cases: Sequence[Mapping], maps_dir: str | Path) -> list[dict]:
-    """`cases` with `map_file`, where `write_maps` has put the map of each, and its SHA-256, by which a cache of labels
-    knows it.
+    """Adds to each case `map_file`, the map that `write_maps` has written, and its SHA-256 for the key of a cache.
 
     Raises:
-        FileNotFoundError: if a map is not there.
+        FileNotFoundError: a map is missing.
     """
     named = CaseDataset(cases, None).data
     files = [result_file(maps_dir, case["stem"], "saliency.nii.gz") for case in named]
@@ -73,17 +72,17 @@ def mapped_cases(cases: Sequence[Mapping], maps_dir: str | Path) -> list[dict]:
 def write_maps(
     config_file: Sequence[str], distributed: str, network: nn.Module, cases: Sequence[Mapping], **knobs: Any
 ) -> None:
-    """Runs a bundle's inference over `cases`; what is there already, from the same weights, is not done again.
+    """Runs a bundle's inference over `cases`; maps that already exist, from the same weights, are not made again.
 
     Args:
-        config_file: `inference.yaml` and what comes over it.
-        distributed: the overlay by which several processes (torchrun) share the cases.
-        network: the weights at work, those of the knob `ckpt_path`.
-        cases: of the datalist, with tags.
-        knobs: of that config.
+        config_file: `inference.yaml` and its overlays.
+        distributed: overlay with which several processes (torchrun) share the cases.
+        network: network with the weights of the knob `ckpt_path`.
+        cases: cases of the datalist, with tags.
+        knobs: values of knobs of that config.
 
     Raises:
-        RuntimeError: if a case failed.
+        RuntimeError: a case failed.
     """
     logger.info("maps of %d training volumes, in %s", len(cases), knobs["output_dir"])
     parser = ConfigParser()
@@ -93,8 +92,8 @@ def write_maps(
 
 
 class DistilledWeights(AveragedWeights):
-    """Writes the network once, when its segmenter has learned: the file is the one that the maps come from, and a run
-    that is resumed has to find it as it was."""
+    """Writes the network once, after its segmenter has learned: the file holds the weights that the maps come from, and
+    a run that is resumed must find it unchanged."""
 
     WRITTEN = Events.COMPLETED
 

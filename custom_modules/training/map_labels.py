@@ -1,13 +1,21 @@
-"""Labels of tagged slices from their maps, images and tags."""
+"""Labels of tagged slices, made from their maps, their images and their tags.
+
+In each slice tagged y1, with the map brought to the image's grid and intensities in [0, 1],
+
+    label = map * intensity^p > scale * (Otsu's threshold of that product inside the region),
+
+whose largest components are kept, closed and filled (a cavity belongs to its tumour).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import KeepLargestConnectedComponent, LoadImage, MapTransform, ResampleToMatch
+from monai.transforms import LoadImage, ResampleToMatch, Transform
+from monai.transforms.utils import get_largest_connected_component_mask
 from scipy import ndimage
 
 from custom_modules.data.tag_volume import tags_of_volume
@@ -15,17 +23,14 @@ from custom_modules.inference.body import CROSS, body_mask
 from custom_modules.inference.mask import threshold_slices
 from custom_modules.training.segmentation import UNKNOWN
 
+IN_PLANE = CROSS[:, :, None]  # in each slice of a volume (H, W, D)
 
-class LoadMapd(MapTransform):
+
+class LoadMapd(Transform):
     """Makes the label of a prepared case from its map, its image and its tags.
 
-    The map is brought to the image's grid and multiplied by the intensities; then, in each slice tagged y1,
-
-        label = map * intensity^p > scale * (Otsu's threshold of that inside the region),
-
-    of which the largest components are kept, closed and filled (a cavity belongs to its tumour). `UNKNOWN` in these
-    slices are the body's rim, where the map does not count, and the whole body where nothing is left of the target,
-    since the tag says that it is there. Slices tagged y0 are 0.
+    Slices tagged y0 are 0. In slices tagged y1, `UNKNOWN` marks the body's rim, where the map does not count, and the
+    whole body if no target is left, since the tag says that there is one.
 
     Expects `image` (1, H, W, D) MetaTensor in [-1, 1], the tag volume `slice_labels` and `map_file`; adds `label`, the
     same shape, uint8: 0, 1 or `UNKNOWN`.
@@ -33,42 +38,33 @@ class LoadMapd(MapTransform):
     Args:
         intensity_power: p.
         erosion: width of the rim, in pixels.
-        scale: of Otsu's threshold; below 1, because map times intensity falls off before the target's border.
-        num_components: largest 3D components kept.
+        scale: factor on Otsu's threshold; below 1, because map times intensity falls off before the target's border.
+        num_components: number of largest 3D components to keep.
 
     Raises:
-        ValueError: if the tags run along another axis than the slices.
+        ValueError: the tags run along another axis than the slices.
     """
 
-    def __init__(
-        self,
-        keys: str = "label",
-        intensity_power: float = 2.0,
-        erosion: int = 4,
-        scale: float = 0.8,
-        num_components: int = 1,
-    ) -> None:
-        super().__init__(keys)
+    def __init__(self, intensity_power: float, erosion: int, scale: float, num_components: int) -> None:
         self.intensity_power, self.erosion, self.scale = intensity_power, erosion, scale
-        self.keep_largest = KeepLargestConnectedComponent(is_onehot=False, num_components=num_components)
+        self.num_components = num_components
         self.load = LoadImage(image_only=True, ensure_channel_first=True)
         self.onto_image = ResampleToMatch(mode="bilinear", padding_mode="zeros")
 
-    def __call__(self, data: Mapping[Hashable, object]) -> dict:
-        out = dict(data)
-        image, tags = out["image"], tags_of_volume(out["slice_labels"].as_tensor())
+    def __call__(self, data: Mapping) -> dict:
+        image, tags = data["image"], np.asarray(tags_of_volume(data["slice_labels"].as_tensor()).bool())
         x = np.asarray(image[0])
-        body, region = (body_mask(x, rim) & np.asarray(tags.bool()) for rim in (0, self.erosion))
-        saliency = np.asarray(self.onto_image(self.load(out["map_file"]), image)[0])
-        saliency = saliency * ((x + 1) / 2).clip(min=0) ** self.intensity_power
-        slices = [np.moveaxis(volume, -1, 0) for volume in (saliency, region)]
-        target = np.moveaxis(threshold_slices(*slices, "otsu", self.scale), 0, -1)
-        target = np.asarray(self.keep_largest(torch.as_tensor(target[None], dtype=torch.uint8))[0]) > 0
-        for k in np.flatnonzero(target.any(axis=(0, 1))):
-            closed = ndimage.binary_closing(target[..., k], CROSS, iterations=2)
-            target[..., k] = ndimage.binary_fill_holes(closed | target[..., k]) & body[..., k]
+        body, region = (body_mask(x, rim) & tags for rim in (0, self.erosion))
+        saliency = np.asarray(self.onto_image(self.load(data["map_file"]), image)[0])
+        target = self._target(saliency * ((x + 1) / 2).clip(min=0) ** self.intensity_power, region) & body
         unknown = body & ~(region & target.any(axis=(0, 1)))
         label = np.where(target, 1, np.where(unknown, UNKNOWN, 0)).astype(np.uint8)
-        for key in self.keys:
-            out[key] = MetaTensor(torch.as_tensor(label[None]), meta=image.meta)
-        return out
+        return {**data, "label": MetaTensor(torch.as_tensor(label[None]), meta=image.meta)}
+
+    def _target(self, product: np.ndarray, region: np.ndarray) -> np.ndarray:
+        """Thresholds `product` (H, W, D) inside `region` and cleans what is above; bool, the same shape."""
+        slices = [np.moveaxis(volume, -1, 0) for volume in (product, region)]
+        target = np.moveaxis(threshold_slices(*slices, "otsu", self.scale), 0, -1)
+        target = get_largest_connected_component_mask(target, num_components=self.num_components)
+        closed = ndimage.binary_closing(target, IN_PLANE, iterations=2)
+        return ndimage.binary_fill_holes(closed | target, IN_PLANE)

@@ -1,4 +1,8 @@
-"""Which slices are drawn, and by which process."""
+"""Which slices are drawn, and by which process.
+
+Several processes (torchrun) share work and draws: whatever is random is drawn alike in all of them, for all of them,
+and each takes its `rank_share`. So N processes with a batch of B compute what one process with a batch of N * B does.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,16 @@ from custom_modules.training.slices import SliceDataset
 
 
 def rank_share(items: Sequence) -> Sequence:
-    """What this process takes of `items`, also of a tensor's rows: every N-th of N processes.
+    """Gives this process its share of `items` (a sequence, or the rows of a tensor): every N-th, of N processes.
 
-    Where there are fewer items than processes, each does all of them: one without work would leave the others waiting.
+    If there are fewer items than processes, each gets all of them: one without work would leave the others waiting.
     """
     processes = idist.get_world_size()
     return items[idist.get_rank() :: processes] if len(items) >= processes else items
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """A seed for each epoch of each run."""
+    """Derives a seed from the seed of a run and an epoch."""
     return (seed * 1_000_003 + epoch * 1_009) % 2**31
 
 
@@ -35,7 +39,7 @@ class BalancedSampler(DistributedSampler):
     Args:
         dataset: the slices.
         num_samples: draws of this process in an epoch.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, dataset: SliceDataset, num_samples: int, seed: int = 0) -> None:
@@ -44,7 +48,7 @@ class BalancedSampler(DistributedSampler):
         self.weights = torch.tensor(dataset.balanced_weights, dtype=torch.double)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch) + 1)  # the noise's ends in + 0
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch) + 1)  # the noise has + 0
         total = self.num_samples * self.num_replicas
         indices = torch.multinomial(self.weights, total, replacement=True, generator=generator)
         seeds = torch.randint(2**32, (total,), generator=generator)

@@ -1,4 +1,4 @@
-"""Batch and loss of the segmenter and of the upper bound."""
+"""Batch and loss of the segmenter, whether its labels come from maps (distill.py) or from masks (supervised.py)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from monai.engines.utils import PrepareBatch
 from monai.losses import DiceCELoss
 
-UNKNOWN = 2  # in labels: 0 is background, 1 the target, and of these pixels nobody knows
+UNKNOWN = 2  # in labels, beside 0 (background) and 1 (target): pixels that the loss ignores
 
 
 class LabelBatch(PrepareBatch):
-    """Batch of `SliceDataset` with labels -> x_0 and label, each (B, 1, H, W) float32, on the engine's device."""
+    """Makes x_0 and label, both (B, 1, H, W) float32 on the engine's device, from a batch of `SliceDataset`."""
 
     def __call__(self, batchdata: Mapping, device=None, non_blocking: bool = False, **kwargs):
         return tuple(
@@ -22,12 +22,12 @@ class LabelBatch(PrepareBatch):
 
 
 class SegmentationLoss(DiceCELoss):
-    """Dice, over the batch since a slice without target has none, and cross entropy; `UNKNOWN` pixels are right."""
+    """Adds Dice, over the whole batch since a slice without target has none, and cross entropy, without `UNKNOWN`."""
 
     def __init__(self) -> None:
         super().__init__(sigmoid=True, batch=True)
 
     def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        """The loss, a scalar, of `logits` and `label` (B, 1, H, W), whose values are 0, 1 and `UNKNOWN`."""
-        unknown = label == UNKNOWN
+        """Computes the loss, a scalar, of `logits` and `label` (B, 1, H, W) float32; labels are 0, 1 or `UNKNOWN`."""
+        unknown = label == UNKNOWN  # made correct and certain: logits of background, labelled as such
         return super().forward(logits.masked_fill(unknown, -30.0), label.masked_fill(unknown, 0))

@@ -1,8 +1,4 @@
-"""The slices of a set of volumes in memory, which training draws from: decoded once, 8 bits a voxel.
-
-Several processes (torchrun) share work and draws: whatever is random is drawn alike in all of them, for all of them,
-and each takes its `rank_share`. So N processes with a batch of B compute what one process with a batch of N * B does.
-"""
+"""The slices of a set of volumes, which training draws from: decoded once, and kept in memory with 8 bits per voxel."""
 
 from __future__ import annotations
 
@@ -25,27 +21,27 @@ MAX_RATIO = 8.0  # so that a few slices do not make up the loss
 
 
 class SliceDataset(Dataset):
-    """All slices of a set of volumes, decoded once, as uint8 in memory: random access fast enough for any GPU.
+    """Holds all slices of a set of volumes as uint8 in memory: random access fast enough for any GPU.
 
     Every volume is read and prepared once by `preprocessing` (deterministic; gives `image` (1, H, W, D) in [-1, 1] and
-    a tag volume `slice_labels`), and kept in `cache_dir` for the next run under a key of the case's entry and of every
-    setting of `preprocessing`; a file that changes under the same name is not noticed. Slices without any tissue are
-    left out.
+    a tag volume `slice_labels`), and kept in `cache_dir` for the next run. The key of the cache is the case's entry and
+    every setting of `preprocessing`; a file that changes under the same name is not noticed. Slices without any tissue
+    are left out.
 
-    A mask is never read here: items have a `label` only where `preprocessing` adds one, as that of `distill.yaml` does
-    from maps, and that of `train_supervised.yaml` alone from masks.
+    A mask is never read here: items have a `label` only if `preprocessing` adds one, as `distill.yaml` does from maps,
+    and `train_supervised.yaml`, alone, from masks.
+
+    Items are {"image": (1, H, W) float32 in [-1, 1], "tag": int64, "weight": float32, "label"?: (1, H, W) float32, 0, 1
+    or `segmentation.UNKNOWN`}. The index is the number of the slice or, as `BalancedSampler` gives it, (number, seed):
+    then the augmentation depends on the seed alone.
 
     Args:
         data: cases with `image` and `slice_labels`, or as an annotation server gives them (`tagged_cases`).
         preprocessing: MONAI transforms of one case.
         augmentation: random MONAI transforms of one item, keys `image` and `label`.
-        cache_dir: folder of the prepared volumes; None to prepare them anew each run.
+        cache_dir: folder of the prepared volumes; None: prepare them again in each run.
         num_workers: processes that prepare volumes.
-        match_positions: the items' weights are `position_weights`; without it they are 1.
-
-    Items: {"image": (1, H, W) float32 in [-1, 1], "tag": int64, "weight": float32, "label"?: (1, H, W) float32, 0, 1 or
-    `segmentation.UNKNOWN`}, by the number of the slice or, as `BalancedSampler` gives it, by (number, seed): then the
-    augmentation depends on the seed alone.
+        match_positions: weight the items by `position_weights`; otherwise their weight is 1.
     """
 
     def __init__(
@@ -57,31 +53,8 @@ class SliceDataset(Dataset):
         num_workers: int = 0,
         match_positions: bool = False,
     ) -> None:
-        # Flat, because PersistentDataset takes a nested Compose for random and would cache nothing; a copy, because a
-        # reader remembers the file it read last, which would enter the key of the next data set.
-        prepare = deepcopy(Compose([preprocessing, PackSlices()]).flatten())
         self.cases = tagged_cases(data)
-        volumes = PersistentDataset(self.cases, prepare, cache_dir, hash_transform=pickle_hashing)
-        everything = range(len(self.cases))
-
-        def read(indices: Sequence[int], quiet: bool = False) -> list[dict]:
-            loader = DataLoader(volumes, batch_size=None, sampler=indices, num_workers=num_workers)
-            quiet = quiet or len(indices) < 2 or idist.get_rank() > 0
-            return list(tqdm(loader, desc="preparing volumes", unit="volume", disable=quiet))
-
-        shared = cache_dir is not None and idist.get_world_size() > 1
-        if shared:  # each process fills its share of the cache, from which all read
-            read(everything[idist.get_rank() :: idist.get_world_size()])  # `rank_share` may give one file to two
-            idist.barrier()
-        try:
-            packed = read(everything, quiet=shared)
-        except RuntimeError as error:
-            if "PytorchStreamReader" not in str(error):
-                raise
-            raise ValueError(
-                f"a prepared volume in cache_dir {cache_dir} is broken (was a run killed while it wrote it?); remove "
-                f"that folder, and the next run prepares the volumes anew. {error}"
-            ) from error
+        packed = _prepare(self.cases, preprocessing, cache_dir, num_workers)
 
         def join(key: str) -> torch.Tensor:
             return torch.cat([slices[key] for slices in packed]) if packed else torch.empty(0)
@@ -95,10 +68,10 @@ class SliceDataset(Dataset):
 
     @property
     def balanced_weights(self) -> list[float]:
-        """Sampling weights (N,) with which positive and negative slices are drawn equally often.
+        """Computes sampling weights (N,) under which positive and negative slices are drawn equally often.
 
         Raises:
-            ValueError: if one of the two tags never occurs.
+            ValueError: one of the two tags never occurs.
         """
         counts = torch.bincount(self.tags, minlength=2)
         if not counts.all():
@@ -120,7 +93,7 @@ class SliceDataset(Dataset):
         if self.augmentation is None:
             return item
         tracking = get_track_meta()
-        set_track_meta(False)  # a slice needs no affine, and to carry one takes longer than the augmentation itself
+        set_track_meta(False)  # a slice needs no affine, and carrying one takes longer than the augmentation itself
         try:
             return self.augmentation(item)
         finally:
@@ -130,16 +103,50 @@ class SliceDataset(Dataset):
         self.random.seed(seed)
 
 
-def position_weights(tags: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-    """Weights (N,) float32 under which negative slices lie where positive ones do, along the volume.
+def _prepare(cases: list[dict], preprocessing: Compose, cache_dir: str | None, num_workers: int) -> list[dict]:
+    """Reads, prepares and packs all cases; several processes fill a common cache together, and then all read it.
 
-    Tumours are rare at the top and the bottom of a head, so a tag says where a slice lies, and a denoiser learns to
-    draw that anatomy; weighted, what is left to tell the tags apart is the target. Negative slices get the ratio of the
-    two shares in their tenth of the volume, at most `MAX_RATIO`, scaled to mean 1, and positive ones 1.
+    Raises:
+        ValueError: a file of the cache is broken.
+    """
+    # Flat, because PersistentDataset takes a nested Compose for random and would cache nothing; a copy, because a
+    # reader remembers the file it read last, which would enter the key of the next data set.
+    prepare = deepcopy(Compose([preprocessing, PackSlices()]).flatten())
+    volumes = PersistentDataset(cases, prepare, cache_dir, hash_transform=pickle_hashing)
+
+    def read(indices: Sequence[int], quiet: bool = False) -> list[dict]:
+        loader = DataLoader(volumes, batch_size=None, sampler=indices, num_workers=num_workers)
+        quiet = quiet or len(indices) < 2 or idist.get_rank() > 0
+        return list(tqdm(loader, desc="preparing volumes", unit="volume", disable=quiet))
+
+    everything, shared = range(len(cases)), cache_dir is not None and idist.get_world_size() > 1
+    if shared:
+        read(everything[idist.get_rank() :: idist.get_world_size()])  # `rank_share` may give one file to two processes
+        idist.barrier()
+    try:
+        return read(everything, quiet=shared)
+    except RuntimeError as error:
+        if "PytorchStreamReader" not in str(error):
+            raise
+        raise ValueError(
+            f"a prepared volume in cache_dir {cache_dir} is broken (was a run killed while it wrote it?); remove that "
+            f"folder, and the next run prepares the volumes again. {error}"
+        ) from error
+
+
+def position_weights(tags: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """Weights negative slices so that they lie where positive ones do, along the volume.
+
+    Tumours are rare at the top and the bottom of a head. So a tag tells where a slice lies, and a denoiser learns to
+    draw that anatomy; after weighting, only the target tells the tags apart. Negative slices get the ratio of the two
+    shares in their tenth of the volume, at most `MAX_RATIO`, scaled to mean 1; positive ones get 1.
 
     Args:
         tags: (N,) int64 of all slices, volume after volume.
-        lengths: slices of each volume.
+        lengths: number of slices of each volume.
+
+    Returns:
+        (N,) float32.
     """
     negative = tags == 0
     if negative.all() or not negative.any():
@@ -153,7 +160,7 @@ def position_weights(tags: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor
 
 
 def _draw_from(transform: Transform | None, random: np.random.RandomState) -> None:
-    """Makes `random` the one generator of all that is random in `transform`: to seed it anew takes a microsecond, while
+    """Makes `random` the only generator of all that is random in `transform`: seeding it takes a microsecond, while
     `Compose.set_random_state`, which makes a generator for each part, takes nearly as long as the augmentation."""
     if isinstance(transform, Randomizable):
         transform.set_random_state(state=random)
@@ -162,8 +169,8 @@ def _draw_from(transform: Transform | None, random: np.random.RandomState) -> No
 
 
 class PackSlices(Transform):
-    """One prepared case -> its n slices with tissue: {"image": (n, 1, H, W) uint8, "tag": (n,) uint8}, and "label"
-    (n, 1, H, W) uint8 where the case has one."""
+    """Turns a prepared case into its n slices with tissue: {"image": (n, 1, H, W) uint8, "tag": (n,) uint8}, and
+    "label" (n, 1, H, W) uint8 if the case has one."""
 
     def __call__(self, data: Mapping) -> dict[str, torch.Tensor]:
         image, tags = data["image"].as_tensor(), tags_of_volume(data["slice_labels"].as_tensor())

@@ -1,4 +1,9 @@
-"""What one iteration of training computes."""
+"""What one iteration of denoiser and classifier computes.
+
+The denoiser f learns |eps - f(x_t, t, y)|^2 with the tag of the slice as condition y, the classifier learns p(y | x_t).
+Their losses touch disjoint parameters. So training both in one run equals training them apart: each has its own
+learning rate and its own gradient clipping. Only images and slice tags are read, never a mask.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +21,12 @@ from custom_modules.networks.precision import autocast
 from custom_modules.networks.weak_diffusion import WeakDiffusionNetwork
 from custom_modules.training.sampling import rank_share
 
+CLEAN_FRACTION = 0.25  # of the classifier's samples, at t = 0, where it gates slices and where CAMs read it
+
 
 class TagBatch(PrepareBatch):
-    """Batch of `SliceDataset` -> x_0 (B, 1, H, W) float32, tags (B,) int64, target and argument of the network at once,
-    and as another argument the weights (B,) float32, on the engine's device."""
+    """Makes the input x_0 (B, 1, H, W) float32, the target (tags (B,) int64) and two further arguments of the network
+    (tags and weights (B,) float32), on the engine's device, from a batch of `SliceDataset`."""
 
     def __call__(self, batchdata: Mapping, device=None, non_blocking: bool = False, **kwargs):
         x_0 = batchdata["image"].to(device=device, non_blocking=non_blocking, dtype=torch.float32)
@@ -29,24 +36,20 @@ class TagBatch(PrepareBatch):
 
 
 class TrainingStep(nn.Module):
-    """The two losses of one batch, as a single forward pass, which is what `DistributedDataParallel` needs.
+    """Computes the two losses of a batch in a single forward pass, as `DistributedDataParallel` needs it.
+
+    Noise and t come from torch's global generator, which `EpochSeed` sets. Every process draws them for the batches of
+    all processes and takes its share, just as `BalancedSampler` divides the slices.
 
     Args:
-        network: the denoiser and the classifier.
-        diffusion: the schedule.
+        network: denoiser and classifier.
+        diffusion: noise schedule.
         timestep_range: lowest and highest t drawn more often, around the noise levels that inference visits.
-        timestep_focus: share of samples drawn from that range; the rest is uniform over all t.
-        clean_fraction: share of the classifier's samples at t = 0, where it gates slices and where CAMs read it.
+        timestep_focus: share of the samples drawn from that range; the rest is uniform over all t.
         amp: bf16 mixed precision where the hardware has it.
 
-    Forward: `x_0` (B, 1, H, W) in [-1, 1], `tags` (B,) in {0, 1} and `weights` (B,) of the denoiser's loss (the
-    classifier may read the tag off the position, f must not); returns, a value a sample, "denoising" (mean squared
-    error of the noise), "weight", "classification" (cross entropy), and "probability" (p(y1 | x_t), for the AUC).
-    Noise and t come from torch's global generator, which `EpochSeed` sets; every process draws them for the batches of
-    all processes and takes its share, as `BalancedSampler` deals out the slices.
-
     Raises:
-        ValueError: if `timestep_range` is not inside 0..T-1 or a share is not inside [0, 1].
+        ValueError: `timestep_range` is not inside 0..T-1, or `timestep_focus` not inside [0, 1].
     """
 
     def __init__(
@@ -55,7 +58,6 @@ class TrainingStep(nn.Module):
         diffusion: Diffusion,
         timestep_range: Sequence[int] = (200, 600),
         timestep_focus: float = 0.8,
-        clean_fraction: float = 0.25,
         amp: bool = True,
     ) -> None:
         super().__init__()
@@ -67,24 +69,33 @@ class TrainingStep(nn.Module):
                 f"timestep_range must be [low, high] with 0 <= low <= high < {NUM_TRAIN_TIMESTEPS}; "
                 f"got {list(timestep_range)}."
             )
-        for name, value in (("timestep_focus", timestep_focus), ("clean_fraction", clean_fraction)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is a share and must be in [0, 1]; got {value}.")
-        self.network, self.diffusion = network, diffusion
-        self.low, self.high = low, high
-        self.timestep_focus, self.clean_fraction, self.amp = timestep_focus, clean_fraction, amp
+        if not 0 <= timestep_focus <= 1:
+            raise ValueError(f"timestep_focus is a share and must be in [0, 1]; got {timestep_focus}.")
+        self.network, self.diffusion, self.amp = network, diffusion, amp
+        self.low, self.high, self.timestep_focus = low, high, timestep_focus
 
     def sample_timesteps(self, batch_size: int, device: torch.device) -> torch.Tensor:
-        """t (B,) int64: `timestep_focus` of them in [low, high], the others anywhere in 0..T-1."""
+        """Draws t (B,) int64: a share of `timestep_focus` in [low, high], the others anywhere in 0..T-1."""
         focus = torch.randint(self.low, self.high + 1, (batch_size,), device=device)
         anywhere = torch.randint(0, NUM_TRAIN_TIMESTEPS, (batch_size,), device=device)
         return torch.where(torch.rand(batch_size, device=device) < self.timestep_focus, focus, anywhere)
 
     def forward(self, x_0: torch.Tensor, tags: torch.Tensor, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Draws noise and t, and computes the losses.
+
+        Args:
+            x_0: clean slices (B, 1, H, W) float32 in [-1, 1].
+            tags: (B,) int64, 0 or 1.
+            weights: (B,) float32, of the denoiser's loss: only the classifier may infer a tag from the position.
+
+        Returns:
+            One float32 per slice, each (B,): "denoising" (mean squared error of the noise), "weight", "classification"
+            (cross entropy), "probability" (p(y1 | x_t), for the AUC).
+        """
         total = len(x_0) * idist.get_world_size()
         eps = rank_share(torch.randn(total, *x_0.shape[1:], device=x_0.device))
         t = rank_share(self.sample_timesteps(total, x_0.device))
-        clean = rank_share(torch.rand(total, device=x_0.device) < self.clean_fraction)
+        clean = rank_share(torch.rand(total, device=x_0.device) < CLEAN_FRACTION)
         x_t = self.diffusion.add_noise(x_0, eps, t)  # Eq. (2)
         with autocast(x_0.device, self.amp):
             eps_hat = self.network(x_t, t, tags)
@@ -98,14 +109,14 @@ class TrainingStep(nn.Module):
 
 
 class JointLoss(nn.Module):
-    """Sum of the two mean losses that `TrainingStep` returns, the denoiser's weighted; the tags are already inside."""
+    """Adds the two mean losses that `TrainingStep` returns, the denoiser's weighted; they contain the tags already."""
 
     def forward(self, pred: Mapping[str, torch.Tensor], tags: torch.Tensor) -> torch.Tensor:
         return (pred["weight"] * pred["denoising"]).mean() + pred["classification"].mean()
 
 
 def parameter_groups(network: WeakDiffusionNetwork, lr_denoiser: float, lr_classifier: float) -> list[dict]:
-    """Optimizer groups with a learning rate each for the denoiser and the classifier."""
+    """Makes the two optimizer groups, denoiser and classifier, each with its own learning rate."""
     return [
         {"params": list(network.denoiser.parameters()), "lr": lr_denoiser},
         {"params": list(network.classifier.parameters()), "lr": lr_classifier},
@@ -113,10 +124,10 @@ def parameter_groups(network: WeakDiffusionNetwork, lr_denoiser: float, lr_class
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
-    """Learning rates that rise linearly over `warmup_steps` and fall to 0 along a cosine until `total_steps`.
+    """Schedules learning rates: a linear rise over `warmup_steps`, times a cosine that is 0 at `total_steps`.
 
-    MONAI's `WarmupCosineSchedule` stores its length in the checkpoint, so that a run resumed with more epochs would
-    keep the old one; here the length is always the one asked for.
+    MONAI's `WarmupCosineSchedule` stores its length in the checkpoint, so a run resumed with more epochs would keep the
+    old length; here it is always the one asked for.
     """
 
     def factor(step: int) -> float:

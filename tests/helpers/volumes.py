@@ -3,6 +3,8 @@
 import nibabel as nib
 import numpy as np
 
+from custom_modules.data.__main__ import main
+
 SHAPE = (4, 3, 5)
 
 
@@ -27,3 +29,8 @@ def brats_case(root, name, tags=(0, 1, 1, 0, 0)):
 
 def named(items):
     return [item["case"] for item in items]
+
+
+def build(*args):
+    """Runs `python -m custom_modules.data` in this process."""
+    main([str(arg) for arg in args])

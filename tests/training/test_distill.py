@@ -1,4 +1,4 @@
-"""Distillation: labels from maps by hand, and a tiny network that learns from its own maps without any mask."""
+"""Distillation: a tiny network learns from its own maps without any mask, and then segments."""
 
 from __future__ import annotations
 
@@ -15,166 +15,21 @@ import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SpatialCropd
-from scipy import ndimage
 
-from custom_modules.data.tag_volume import TagVolumed
 from custom_modules.networks.weights import training_cases
 from custom_modules.training.distill import mapped_cases
-from custom_modules.training.map_labels import LoadMapd
-from custom_modules.training.segmentation import UNKNOWN
 from tests.helpers.bundles import (
     BUNDLES,
-    LPS,
     REPO,
     SHORT,
     TAGS,
     TINY,
     config,
     monai_bundle,
-    monai_bundle_process,
-    save_nifti,
 )
+from tests.helpers.processes import forked_bundle
 
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES)
-
-# ---- labels
-
-SIZE = (24, 20, 4)
-TISSUE, DIM, BRIGHT = 0.5, 0.75, 1.0  # intensities in [0, 1]; cubed 0.125, 0.42, 1
-BODY = np.zeros(SIZE, bool)
-BODY[2:22, 2:18] = True
-TARGET, OTHER, MAP = (slice(8, 14), slice(6, 12)), (slice(16, 20), slice(12, 16)), (slice(6, 16), slice(4, 14))
-LABEL_TAGS = [0, 1, 1, 1]
-
-
-def volumes() -> tuple[np.ndarray, np.ndarray]:
-    """Intensities and map of four slices (24, 20): a block of tissue with two bright ones, the map around the first.
-
-    Slice 0, tagged y0, looks like slice 1, map and all; slice 2 has a pit in the target; the map of slice 3 is empty.
-    """
-    intensity, saliency = np.where(BODY, TISSUE, 0.0), np.zeros(SIZE)
-    for k in range(3):
-        intensity[(*TARGET, k)] = intensity[(*OTHER, k)] = BRIGHT
-        saliency[(*MAP, k)] = 1
-    intensity[10, 8, 2] = 0.3
-    intensity[(*TARGET, 3)] = BRIGHT
-    return intensity, saliency
-
-
-def stored(array: np.ndarray, codes: str = "LPS") -> nib.Nifti1Image:
-    turn = nib.orientations.ornt_transform(*(nib.orientations.axcodes2ornt(order) for order in ("LPS", codes)))
-    return nib.Nifti1Image(array.astype(np.float32), LPS).as_reoriented(turn)
-
-
-def labelled(folder, intensity, saliency, codes="LPS", crop=None, tags=LABEL_TAGS, **settings) -> np.ndarray:
-    """The label (H, W, D) of volumes given in LPS and stored as `codes`, whose image is prepared in LPS."""
-    for name, array in (("image", intensity * 2 - 1), ("map", saliency)):
-        nib.save(stored(array, codes), folder / f"{name}.nii.gz")
-    axis = next(i for i, code in enumerate(codes) if code in "SI")
-    along = nib.io_orientation(stored(intensity, codes).affine)[axis, 1]  # of the stored slices: + towards S
-    case = {"image": str(folder / "image.nii.gz"), "map_file": str(folder / "map.nii.gz")}
-    prepare = Compose([
-        LoadImaged(keys="image"),
-        EnsureChannelFirstd(keys="image"),
-        TagVolumed(slice_axis=axis),
-        Orientationd(keys=["image", "slice_labels"], axcodes="LPS", labels=None),
-        *([SpatialCropd(keys=["image", "slice_labels"], **crop)] if crop else []),
-        LoadMapd(**{"intensity_power": 3.0, "erosion": 2, "scale": 1.0, **settings}),
-    ])  # fmt: skip
-    out = prepare(case | {"slice_labels": tags if along > 0 else tags[::-1]})
-    assert out["label"].dtype == torch.uint8 and out["label"].shape == out["image"].shape
-    assert torch.equal(out["label"].affine, out["image"].affine)
-    return out["label"][0].numpy()
-
-
-def expected() -> np.ndarray:
-    """By hand: where the map and the bright target agree it is 1, the pit too; around it the body is known, but for a
-    rim of two pixels; nothing is known of the slice whose map is empty; and without the tag there is no target."""
-    label = np.zeros(SIZE, np.uint8)
-    cross = ndimage.generate_binary_structure(2, 1)
-    for k in (1, 2):
-        rim = BODY[..., k] & ~ndimage.binary_erosion(body_of(k), cross, iterations=2)
-        label[rim & body_of(k), k] = UNKNOWN
-        label[(*TARGET, k)] = 1
-    label[body_of(3), 3] = UNKNOWN
-    return label
-
-
-def body_of(k: int) -> np.ndarray:
-    """The block without its four corner pixels, which an opening by a cross takes."""
-    return ndimage.binary_opening(BODY[..., k], ndimage.generate_binary_structure(2, 1))
-
-
-def test_the_label_is_where_map_and_image_agree(tmp_path):
-    label = labelled(tmp_path, *volumes())
-    assert np.array_equal(label, expected())
-    assert sorted(np.unique(label)) == [0, 1, UNKNOWN] and (label[BODY] == 0).sum() > 300
-
-
-def test_a_slice_tagged_y0_has_no_target_whatever_its_map(tmp_path):
-    intensity, saliency = volumes()
-    assert saliency[..., 0].any()
-    assert not labelled(tmp_path, intensity, saliency)[..., 0].any()
-    tagged = labelled(tmp_path, intensity, saliency, tags=[1, 1, 1, 1])
-    assert np.array_equal(tagged[..., 0], expected()[..., 1]) and np.array_equal(tagged[..., 1:], expected()[..., 1:])
-
-
-@pytest.mark.parametrize("codes", ["RAI", "PIR", "SLP"])
-@pytest.mark.parametrize("crop", [None, {"roi_start": [1, 1, 0], "roi_end": [23, 20, 4]}], ids=["whole", "cropped"])
-def test_the_map_follows_its_image(tmp_path, codes, crop):
-    label = labelled(tmp_path, *volumes(), codes, crop)  # no axis is symmetric
-    box = tuple(map(slice, crop["roi_start"], crop["roi_end"])) if crop else ()
-    assert np.array_equal(label, expected()[box])
-
-
-def test_a_map_of_another_grid_is_brought_to_that_of_the_image(tmp_path):
-    """A map of half the resolution, in pixels of twice the size, has the same label."""
-    intensity, saliency = volumes()
-    affine = LPS @ np.diag([2.0, 2.0, 1.0, 1.0])
-    affine[:2, 3] = -0.5, -0.5  # a pixel's middle lies between those of the four that it covers
-    fine = labelled(tmp_path, intensity, saliency)
-    save_nifti(saliency[::2, ::2].astype(np.float32), tmp_path / "coarse.nii.gz", affine)
-    image = MetaTensor(torch.as_tensor(intensity[None] * 2 - 1, dtype=torch.float32), affine=torch.as_tensor(LPS))
-    case = {"image": image, "map_file": str(tmp_path / "coarse.nii.gz"), "slice_labels": LABEL_TAGS}
-    coarse = LoadMapd(intensity_power=3.0, erosion=2, scale=1.0)(TagVolumed()(case))["label"][0].numpy()
-    assert np.array_equal(coarse, fine)
-
-
-def test_a_pixel_just_below_otsus_threshold_is_the_scales(tmp_path):
-    """Its product 0.42 is nearer to the tissue's than to 1: the highest of the lower class, so the threshold's bin."""
-    intensity, saliency = volumes()
-    intensity[14, 8, 1:3] = DIM
-    plain, scaled = (labelled(tmp_path, intensity, saliency, scale=scale) for scale in (1.0, 0.8))
-    assert np.argwhere(plain != scaled).tolist() == [[14, 8, 1], [14, 8, 2]] and (scaled[14, 8, 1:3] == 1).all()
-
-
-def test_without_the_image_the_label_is_the_maps_block(tmp_path):
-    label = labelled(tmp_path, *volumes(), intensity_power=0.0)
-    for k in (1, 2):
-        assert np.array_equal(label[..., k] == 1, volumes()[1][..., k] == 1)
-
-
-@pytest.mark.parametrize(("num_components", "found"), [(1, [1, 2]), (2, [1, 2, 3])])
-def test_the_largest_components_are_kept_and_a_slice_that_loses_all_is_unknown(tmp_path, num_components, found):
-    intensity, saliency = volumes()
-    intensity[(*TARGET, 3)] = TISSUE
-    intensity[16:19, 12:15, 3], saliency[16:19, 12:15, 3] = BRIGHT, 1  # does not touch the target of slice 2
-    label = labelled(tmp_path, intensity, saliency, num_components=num_components)
-    assert [k for k in range(4) if (label[..., k] == 1).any()] == found
-    assert np.array_equal(label[..., 3] == UNKNOWN, expected()[..., 3] == UNKNOWN) == (3 not in found)
-
-
-def test_a_cavity_belongs_to_its_target_and_a_slit_is_closed(tmp_path):
-    intensity, saliency = volumes()
-    intensity[9:13, 7:11, 1] = 0.3  # in a wall of one pixel
-    intensity[10:14, 9, 2] = 0.3  # down from the pit's row to the border
-    label = labelled(tmp_path, intensity, saliency)
-    target = expected() == 1
-    target[13, 9, 2] = False  # the slit's mouth: two steps below it are three away from the target
-    assert np.array_equal(label == 1, target)
-
 
 # ---- cases
 
@@ -191,7 +46,7 @@ def test_a_case_gets_the_map_that_lies_where_inference_puts_it(tmp_path):
     files = [tmp_path / stem / f"{stem}_saliency.nii.gz" for stem in ("p0_flair", "p1")]
     for case, out, file, content in zip(cases, mapped, files, (b"a", b"b"), strict=True):
         assert out == case | {"map_file": str(file), "map_sha256": sha256(content).hexdigest()}
-    files[0].write_bytes(b"c")  # made anew: a cache must not take it for the old one
+    files[0].write_bytes(b"c")  # made again: a cache must not take it for the old one
     assert mapped_cases(cases, tmp_path)[0]["map_sha256"] != mapped[0]["map_sha256"]
     files[1].unlink()
     with pytest.raises(FileNotFoundError, match=r"no map of \['p1'\]"):
@@ -305,8 +160,8 @@ def test_a_second_start_does_nothing_twice(distilled, dataset_without_masks, tmp
 
 
 def test_the_student_does_not_start_from_an_earlier_one(distilled, dataset_without_masks, tmp_path):
-    monai_bundle(*distill(start(tmp_path / "anew", distilled), dataset_without_masks))
-    assert not differing(state(tmp_path / "anew" / "models" / "model.pt"), state(distilled.weights))
+    monai_bundle(*distill(start(tmp_path / "again", distilled), dataset_without_masks))
+    assert not differing(state(tmp_path / "again" / "models" / "model.pt"), state(distilled.weights))
 
 
 def test_a_killed_run_leaves_the_weights_and_the_same_command_finishes(
@@ -315,7 +170,7 @@ def test_a_killed_run_leaves_the_weights_and_the_same_command_finishes(
     folder = start(tmp_path / "parts", trained)
     kill = tmp_path / "kill.yaml"  # in the middle of the second epoch
     kill.write_text("+train#handlers:\n  - {_target_: tests.helpers.bundles.Kill, iteration: 3}\n")
-    killed = monai_bundle_process(*distill(folder, dataset_without_masks, overlay=kill))
+    killed = forked_bundle(*distill(folder, dataset_without_masks, overlay=kill))
     assert killed.returncode == -9, killed.stdout
     assert (kept(folder / "models") / "checkpoint_epoch=1.pt").is_file()
     assert (folder / "models" / "model.pt").read_bytes() == trained.weights.read_bytes()

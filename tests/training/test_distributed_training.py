@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from custom_modules.networks.weights import training_cases
 from tests.helpers.bundles import REPO, TINY, config, monai_bundle
+from tests.helpers.processes import forked_bundle
 
 SETTINGS = ["--amp=False", "--epoch_length=5", "--max_epochs=2", "--val_interval=1"]
 
@@ -62,7 +63,7 @@ def two(dataset, tmp_path_factory):
     several = config("brats_flair", "multi_gpu_train")
     killed = torchrun(*arguments(dataset, folder, several, kill, batch_size=2))
     left = sorted(path.name for path in (folder / "models").iterdir())
-    continued = torchrun(*arguments(dataset, folder, several, batch_size=2))
+    continued = forked_bundle(*arguments(dataset, folder, several, batch_size=2), processes=2)
     assert continued.returncode == 0, continued.stdout
     return SimpleNamespace(folder=folder, killed=killed, left=left, continued=continued)
 
@@ -102,7 +103,7 @@ def test_only_the_first_process_speaks(two):
 def test_the_upper_bound_trains_in_two_processes(dataset, tmp_path):
     overlays = [config("brats_flair", name) for name in ("train_supervised", "multi_gpu_train")]
     tiny = ["--network_def#features=[8,8,8,8,8,8]", *(knob for knob in TINY if "network_def" not in knob)]
-    process = torchrun(*arguments(dataset, tmp_path, *overlays, batch_size=2, tiny=tiny))
+    process = forked_bundle(*arguments(dataset, tmp_path, *overlays, batch_size=2, tiny=tiny), processes=2)
     assert process.returncode == 0, process.stdout
     assert len(logged(tmp_path)["train_loss"]) == 10 and logged(tmp_path)["val_slice_dice"].keys() == {1, 2}
     assert (tmp_path / "models" / "supervised.pt").is_file()

@@ -1,4 +1,4 @@
-"""Slices in memory: decoded once, cached, drawn in balance, and a mask only where the preprocessing adds one."""
+"""Slices in memory: decoded once, cached, weighted, and with a label only if the preprocessing adds one."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,6 @@ from monai.transforms import (
 )
 
 from custom_modules.data.tag_volume import TagVolumed
-from custom_modules.training.sampling import BalancedSampler, rank_share
 from custom_modules.training.slices import MAX_RATIO, SliceDataset, position_weights
 from tests.helpers.volumes import save_volume
 
@@ -179,42 +178,7 @@ def test_items_carry_their_weight(cases):
     assert matched[3, 7]["weight"].dtype == torch.float32
 
 
-# ---- several processes, augmentation, labels
-
-
-def processes(monkeypatch, rank, number):
-    monkeypatch.setattr("ignite.distributed.get_rank", lambda: rank)
-    monkeypatch.setattr("ignite.distributed.get_world_size", lambda: number)
-
-
-def test_each_process_has_its_share_and_none_is_without(monkeypatch):
-    assert rank_share(range(5)) == range(5)
-    shares = []
-    for rank in range(3):
-        processes(monkeypatch, rank, 3)
-        shares.append(rank_share(list("abcde")))
-        assert rank_share(["a", "b"]) == ["a", "b"] and rank_share([]) == []
-    assert shares == [["a", "d"], ["b", "e"], ["c"]]
-
-
-def test_the_processes_batches_are_together_the_batch_of_one(cases, monkeypatch):
-    dataset = SliceDataset(cases, preprocessing())
-
-    def draws(rank, number, epoch=1, seed=0, num_samples=12):
-        processes(monkeypatch, rank, number)
-        sampler = BalancedSampler(dataset, num_samples // number, seed)
-        sampler.set_epoch(epoch)
-        assert len(sampler) == len(list(sampler)) == num_samples // number
-        return list(sampler)
-
-    whole, parts = draws(0, 1), [draws(rank, 3) for rank in range(3)]
-    for k in range(2):  # batches of 6, and of 2 in each of the three
-        assert sorted(whole[6 * k : 6 * k + 6]) == sorted(sum((part[2 * k : 2 * k + 2] for part in parts), []))
-    assert whole == draws(0, 1) and whole not in (draws(0, 1, epoch=2), draws(0, 1, seed=1))
-    many = draws(0, 1, num_samples=2000)
-    positive = sum(int(dataset.tags[index]) for index, _ in many)
-    assert positive == pytest.approx(1000, abs=90)  # 4 standard deviations of sqrt(2000) / 2
-    assert len({seed for _, seed in many}) == 2000 and all(0 <= seed < 2**32 for _, seed in many)
+# ---- augmentation, labels
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -242,7 +206,7 @@ def test_items_have_a_label_only_where_the_preprocessing_adds_one(cases, tmp_pat
     masks = Compose([preprocessing(), lambda case: case | {"label": (case["image"] > -0.7).float()}])
     dataset = SliceDataset(cases, masks, cache_dir=None)
     assert dataset.labels.dtype == torch.uint8 and dataset.labels.shape == dataset.images.shape
-    # slices of 10, 20, 30 of 100 stand at -0.8, -0.6, -0.4
+    # slices of 10, 20, 30 of 100 are at -0.8, -0.6, -0.4
     assert [dataset[i]["label"].unique().tolist() for i in range(6)] == [[0.0], [1.0], [1.0]] * 2
     assert dataset[1]["label"].dtype == torch.float32 and dataset[1]["label"].shape == (1, 8, 8)
     assert len(SliceDataset([], masks)) == 0

@@ -1,7 +1,8 @@
-"""The upper bound: masks that follow their image, a run that learns, resumes and stays apart, and its probabilities."""
+"""The upper bound: masks that follow their image, and a run that learns, resumes and stays apart."""
 
 from __future__ import annotations
 
+import os
 import re
 import traceback
 
@@ -14,11 +15,10 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SpatialCropd
 
 from custom_modules.methods.segmenter import SegmentationStep, UpperBound
-from custom_modules.networks.segmenter import Segmenter
 from custom_modules.networks.weights import training_cases
 from custom_modules.training.slices import SliceDataset
 from custom_modules.training.supervised import LoadMaskd
-from tests.helpers.bundles import BUNDLES, LPS, REPO, config, monai_bundle, monai_bundle_process, save_nifti
+from tests.helpers.bundles import BUNDLES, LPS, REPO, config, monai_bundle, save_nifti
 from tests.helpers.series import save_chaos
 
 each_bundle = pytest.mark.parametrize("bundle", BUNDLES)
@@ -36,11 +36,6 @@ def parser(bundle: str, **knobs) -> ConfigParser:
     content = ConfigParser(ConfigParser.load_config_files([REPO / f for f in eval(files(bundle))]))
     content.update(knobs)
     return content
-
-
-def tiny_unet(seed: int = 0) -> Segmenter:
-    torch.manual_seed(seed)
-    return Segmenter(2, [8] * 6, norm_num_groups=4)
 
 
 # ---- masks
@@ -191,14 +186,19 @@ def test_it_leaves_the_label_only_run_in_the_same_folder_alone(dataset, trained,
     assert {path.name: path.read_bytes() for path in (tmp_path / "models").iterdir() if path.name in before} == before
 
 
-def test_a_killed_run_continues_as_if_it_had_not_been(dataset, tmp_path):
+def test_a_stopped_run_continues_as_if_it_had_not_been(dataset, tmp_path, monkeypatch):
+    def stop(*_):
+        raise RuntimeError("stopped")
+
     short = ["--max_epochs=2", "--epoch_length=2"]
     monai_bundle(*train(dataset, tmp_path / "whole", *short))
     kill = tmp_path / "kill.yaml"  # in the middle of the second epoch
     kill.write_text("+train#handlers:\n  - {_target_: tests.helpers.bundles.Kill, iteration: 3}\n")
     command = train(dataset, tmp_path / "parts", *short, config_file=files("brats_flair", str(kill)))
-    killed = monai_bundle_process(*command)
-    assert killed.returncode == -9, killed.stdout
+    with monkeypatch.context() as patch, pytest.raises(Exception) as error:  # noqa: B017
+        patch.setattr(os, "kill", stop)  # in this process: a real kill is tested in test_distill.py
+        monai_bundle(*command)
+    assert "stopped" in "".join(traceback.format_exception(error.value))
     monai_bundle(*train(dataset, tmp_path / "parts", *short))
     whole, parts = (torch.load(tmp_path / name / "models" / "supervised.pt") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys() and [k for k in whole if not torch.equal(whole[k], parts[k])] == []
@@ -223,7 +223,7 @@ def test_the_overlay_is_a_training_workflow_on_one_device_and_on_several(bundle,
     assert several["training_step"]["_target_"].endswith("SegmentationStep")
 
 
-# ---- the network and the method
+# ---- the network
 
 
 @each_bundle
@@ -236,40 +236,3 @@ def test_the_network_is_small(bundle):
     assert logits.shape == (2, 1, 64, 64) and logits.dtype == torch.float32
     logits.sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())  # or several devices would wait
-
-
-@pytest.fixture
-def weights(tmp_path):
-    state = {name: value.half() for name, value in tiny_unet(seed=1).state_dict().items()}
-    torch.save(state, tmp_path / "supervised.pt")
-    return tmp_path / "supervised.pt"
-
-
-def test_the_method_gives_probabilities_of_its_own_network(weights):
-    x_0 = torch.rand(3, 1, 32, 32) * 2 - 1
-    method = UpperBound(tiny_unet(seed=2), str(weights), amp=False)
-    pred = method(x_0, torch.nn.Identity(), [4, 5, 6])
-    assert pred.shape == x_0.shape and pred.dtype == torch.float32 and not pred.requires_grad
-    assert 0 <= pred.min() < pred.max() <= 1
-    other = tiny_unet(seed=1).eval()
-    other.load_state_dict({name: value.half().float() for name, value in other.state_dict().items()})
-    mirrored = torch.sigmoid(other(x_0.flip(2))).flip(2)
-    torch.testing.assert_close(pred, ((torch.sigmoid(other(x_0)) + mirrored) / 2).detach())
-    torch.testing.assert_close(method(x_0[1:2], None, [5]), pred[1:2])  # a slice does not depend on its batch
-    mixed = UpperBound(tiny_unet(), weights)(x_0, None, [4, 5, 6])
-    assert mixed.dtype == torch.float32 and (mixed - pred).abs().max() < 0.05
-
-
-def test_missing_weights_say_how_to_train_them(tmp_path):
-    message = (
-        r"supervised_ckpt_path '.*nowhere.pt' does not exist; train it with masks "
-        r"\(configs/train_supervised.yaml over train.yaml\), or give --supervised_ckpt_path FILE"
-    )
-    with pytest.raises(FileNotFoundError, match=message):
-        UpperBound(tiny_unet(), tmp_path / "nowhere.pt")
-
-
-def test_other_weights_are_an_error(tmp_path):
-    torch.save({"denoiser.weight": torch.zeros(2)}, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="supervised_ckpt_path .* does not hold weights of this network"):
-        UpperBound(tiny_unet(), tmp_path / "model.pt")

@@ -1,0 +1,52 @@
+"""Labels: the target by label values, and the PNGs of CHAOS, which follow the slices of the DICOM reader."""
+
+import numpy as np
+import pytest
+import torch
+from monai.transforms import LoadImage
+
+from custom_modules.data.datalist import check_cases
+from custom_modules.data.labels import load_label, target_mask
+from custom_modules.data.layouts import CHAOS_KIDNEYS, find_cases
+from custom_modules.data.tags import tag_cases
+from tests.helpers.series import save_chaos
+from tests.helpers.volumes import named
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
+def test_the_target_is_above_0_or_has_one_of_the_values(convert, dtype):
+    label = convert(np.array([[0, 1], [2, 126]], dtype))
+    for target_labels, expected in (
+        (None, [[False, True], [True, True]]),
+        ([], [[False, True], [True, True]]),
+        ([2], [[False, False], [True, False]]),
+        (CHAOS_KIDNEYS, [[False, False], [True, True]]),
+        ([7], [[False, False], [False, False]]),
+    ):
+        mask = target_mask(label, target_labels)
+        assert mask.dtype == bool and mask.tolist() == expected
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_chaos_pngs_follow_the_slices_of_the_dicom_reader(tmp_path, descending):
+    save_chaos(tmp_path / "Train_Sets/MR/1/T2SPIR", descending)
+    cases = find_cases(tmp_path)
+    assert named(cases) == ["chaos_01"]
+    volume = np.asarray(LoadImage(reader="ITKReader", image_only=True)(cases[0]["image"]))
+    label = load_label(cases[0]["label"])
+    assert label.shape == volume.shape == (4, 5, 3)  # columns x, rows y, slices
+    first = 2 if descending else 0  # where the slice of the first name went
+    assert volume[2, 1].tolist() == ([3, 2, 1] if descending else [1, 2, 3])
+    assert label[2, 1].tolist() == [126 if z == first else 63 for z in range(3)]
+    assert (label[0, 4] == 252).all() and (label > 0).sum() == 6
+    (item,) = tag_cases(cases, target_labels=CHAOS_KIDNEYS)[0]
+    assert item["slice_labels"] == [int(z == first) for z in range(3)]
+    assert check_cases([item], with_label=True)["n_positive"] == 1
+
+
+def test_chaos_reports_a_missing_png(tmp_path):
+    save_chaos(tmp_path / "MR/13/T2SPIR", descending=False)
+    next((tmp_path / "MR/13/T2SPIR/Ground").glob("*.png")).unlink()
+    usable, skipped, _ = tag_cases(find_cases(tmp_path, "chaos"))
+    assert not usable and "2 PNGs, 3 DICOM files" in skipped["chaos_13"]
