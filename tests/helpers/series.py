@@ -1,12 +1,17 @@
-"""DICOM series made on the spot: classic (a file a slice) and enhanced (a file of all frames), of any geometry."""
+"""DICOM series of any geometry, classic (a file a slice) or enhanced (one file), written on the spot and read back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 
+import highdicom
 import itk
+import nibabel as nib
 import numpy as np
+import torch
+from monai.data import ITKReader, MetaTensor
+from monai.transforms import LoadImage
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -121,3 +126,26 @@ def save_chaos(root, descending, n_slices=3):
         file = str(series / f"IMG-0004-{i + 1:05d}.dcm")
         itk.ImageFileWriter[type(image)].New(Input=image, FileName=file, ImageIO=io).Update()
         itk.imwrite(itk.image_from_array(label), str(ground / f"IMG-0004-{i + 1:05d}.png"))
+
+
+def nifti(volume: MetaTensor) -> nib.Nifti1Image:
+    """A volume (W, H, D) as MONAI has it, RAS."""
+    return nib.Nifti1Image(np.asarray(volume.as_tensor()), np.asarray(volume.affine))
+
+
+def read_image(folder) -> nib.Nifti1Image:
+    return nifti(LoadImage(reader=ITKReader, image_only=True)(str(folder)).to(torch.int16))
+
+
+def as_nifti(path) -> nib.Nifti1Image:
+    """The volume of a DICOM Segmentation, as highdicom reads it: indices (slice, row, column) in LPS."""
+    volume = highdicom.seg.segread(path).get_volume(combine_segments=True)
+    affine = np.diag([-1, -1, 1, 1]) @ volume.affine[:, [2, 1, 0, 3]]
+    return nib.Nifti1Image(volume.array.T.astype(np.uint8), affine)
+
+
+def assert_same(one: nib.Nifti1Image, other: nib.Nifti1Image) -> None:
+    """Equal voxel for voxel, whatever the order of their axes, and in the same place."""
+    one, other = map(nib.as_closest_canonical, (one, other))
+    np.testing.assert_array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
+    np.testing.assert_allclose(one.affine, other.affine, atol=1e-4)
