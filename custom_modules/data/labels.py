@@ -1,4 +1,4 @@
-"""Label volumes: read as stored, and checked against their images."""
+"""Label volumes: read as stored, checked against their images, and reduced to the target."""
 
 from __future__ import annotations
 
@@ -12,6 +12,20 @@ import numpy as np
 
 from custom_modules.data.dicom import series_files
 from custom_modules.data.geometry import read_geometry
+
+
+def target_mask(label: np.ndarray, target_labels: Sequence[int] | None) -> np.ndarray:
+    """Marks where the values of `label` are among `target_labels` (None or empty: above 0).
+
+    Args:
+        label: label values, of any shape and real dtype; a tensor on the CPU will do.
+        target_labels: label values that make the target.
+
+    Returns:
+        bool, the shape of `label`.
+    """
+    label = np.asarray(label)
+    return np.isin(label, list(target_labels)) if target_labels else label > 0
 
 
 def load_label(path: str | Path, image: str | Path | None = None) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from custom_modules.data.geometry import UNREADABLE, in_a_line, read_geometry
-from custom_modules.data.labels import check_label, load_label
+from custom_modules.data.labels import check_label, load_label, target_mask
 
 
 def tags_of_label(
@@ -19,8 +19,7 @@ def tags_of_label(
 ) -> list[int]:
     """Tag each slice of a label (H, W, D) with 1 where more than `min_area` pixels hold one of `target_labels`
     (None or empty: a value above 0), else 0."""
-    target = np.isin(label, list(target_labels)) if target_labels else label > 0
-    areas = target.sum(axis=tuple(axis for axis in range(3) if axis != slice_axis))
+    areas = target_mask(label, target_labels).sum(axis=tuple(axis for axis in range(3) if axis != slice_axis))
     return [int(area > min_area) for area in areas]
 
 

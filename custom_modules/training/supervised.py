@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, ResampleToMatch
 
 from custom_modules.data.geometry import read_geometry
-from custom_modules.data.labels import load_label
+from custom_modules.data.labels import load_label, target_mask
 
 
 class LoadMaskd(MapTransform):
@@ -47,7 +46,7 @@ class LoadMaskd(MapTransform):
             label = load_label(out[f"{key}_file"], out["image_file"])
             if label.shape != shape:
                 raise ValueError(f"the label's shape {label.shape} differs from the image's {shape}: {out['case']!r}.")
-            target = np.isin(label, self.target_labels) if self.target_labels else label > 0
+            target = target_mask(label, self.target_labels)
             mask = MetaTensor(torch.as_tensor(target[None], dtype=torch.float32), affine=torch.as_tensor(affine))
             out[key] = self.onto_image(mask, out[self.image_key])
         return out
