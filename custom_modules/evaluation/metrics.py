@@ -152,7 +152,7 @@ def mean_defined(rows: Iterable[Row], key: str) -> float:
 
 
 def _std(rows: Iterable[Row], key: str, part: Callable[[Row], Any]) -> float:
-    """Computes the standard deviation (ddof = 1) of the means of the parts that `part` makes of the rows; NaN for one."""
+    """Computes the standard deviation (ddof = 1) of the means of parts, which `part` tells apart; NaN for one part."""
     parts = defaultdict(list)
     for row in rows:
         parts[part(row)].append(row)
