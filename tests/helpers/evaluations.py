@@ -26,7 +26,7 @@ def item(case, pred, label, **more):
 
 
 def run(handler, outputs, cases=None, done=()):
-    """Runs the handler as in a `VolumeEvaluator` over `cases` (default: those of `outputs`); `done`: measured before."""
+    """Runs the handler over `cases` (default: those of `outputs`) as a `VolumeEvaluator` does; `done` were measured."""
     engine = Engine(lambda engine, output: output)
     names = [item["case"] for output in outputs for item in output] if cases is None else cases
     engine.cases = {name: {"case": name, "stem": name, "label_file": f"{name}_seg.nii.gz"} for name in names}
