@@ -34,21 +34,17 @@ def sha256(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> dict:
-    """Reads a JSON file.
-
-    Raises:
-        ValueError: it is not valid JSON; the message names the file.
-    """
+    """Reads a JSON file; a ValueError names the file that is not valid JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no valid JSON: {error}.") from error
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
 
 
 def read_json_or_empty(path: str | Path) -> dict:
     """Reads a JSON file that an interrupted run may not have written: {} where it is missing or broken."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError):
         return {}
 

@@ -76,7 +76,7 @@ def test_json_that_is_broken_is_an_error_or_empty(tmp_path):
     assert read_json_or_empty(path) == {}
     path.write_text('{"seed": 0')
     assert read_json_or_empty(path) == {}
-    with pytest.raises(ValueError, match="facts.json is no valid JSON: Expecting"):
+    with pytest.raises(ValueError, match="facts.json is not valid JSON: Expecting"):
         read_json(path)
     write_json(path, {"seed": 0})
     assert read_json(path) == read_json_or_empty(path) == {"seed": 0}

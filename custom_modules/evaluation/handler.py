@@ -24,17 +24,8 @@ from scipy.stats import spearmanr
 from custom_modules import __version__
 from custom_modules.data.labels import target_mask
 from custom_modules.data.tag_volume import tags_of_volume
-from custom_modules.evaluation import tables
-from custom_modules.evaluation.metrics import (
-    Row,
-    check_protocol,
-    mean_defined,
-    n_undefined,
-    number,
-    slice_metrics,
-    summarise,
-    volume_metrics,
-)
+from custom_modules.evaluation import metrics, tables
+from custom_modules.evaluation.metrics import Row
 from custom_modules.files import read_json_or_empty, result_file, sha256, write_json
 from custom_modules.inference.evaluator import one_case
 
@@ -80,7 +71,7 @@ class EvaluationMetrics:
         settings: Row | None = None,
         training_cases: Iterable[str] | None = None,
     ) -> None:
-        check_protocol(slice_axis, min_area)
+        metrics.check_protocol(slice_axis, min_area)
         self.output_dir, self.folder, self.seed = Path(output_dir), Path(output_dir) / "metrics", seed
         self.target_labels, self.min_area, self.slice_axis = list(target_labels or []), min_area, slice_axis
         self.protocol = {"target_labels": self.target_labels, "min_area": min_area, "slice_axis": slice_axis}
@@ -145,10 +136,11 @@ class EvaluationMetrics:
             tags = tags_of_volume(item["slice_labels"].as_tensor())
             gate = list(zip(item["gate_probability"].tolist(), tags.tolist()))
         target = self._target(item)[0]
-        slices = slice_metrics(pred[0], target, self.slice_axis, pred.pixdim.tolist(), self.min_area)
-        volume = {"n_slices": len(slices), "n_undefined": n_undefined(slices, "hd95")}
-        volume |= {key: mean_defined(slices, key) for key in ("dice", "iou", "hd95")} | volume_metrics(pred[0], target)
-        volume |= {key: number(item, key) for key in ("expected_dice", "seconds_per_slice")}
+        slices = metrics.slice_metrics(pred[0], target, self.slice_axis, pred.pixdim.tolist(), self.min_area)
+        volume = {"n_slices": len(slices), "n_undefined": metrics.n_undefined(slices, "hd95")}
+        volume |= {key: metrics.mean_defined(slices, key) for key in ("dice", "iou", "hd95")}
+        volume |= metrics.volume_metrics(pred[0], target)
+        volume |= {key: metrics.number(item, key) for key in ("expected_dice", "seconds_per_slice")}
         return {"gate": gate, "volume": volume, "slices": slices}
 
     def _completed(self, engine: Engine) -> None:
@@ -167,8 +159,8 @@ class EvaluationMetrics:
             per_volume.append(row | rows["volume"])
             gate += rows["gate"]
         n_known = None if known is None else sum(row["in_training"] for row in per_volume)
-        summary = summarise(per_slice, per_volume, **self.context, n_in_training=n_known)
-        summary["classifier_auc"], summary["classifier_sensitivity"] = _auc(gate), _sensitivity(gate)
+        summary = metrics.summarise(per_slice, per_volume, **self.context, n_in_training=n_known)
+        summary |= _classifier_measures(gate)
         summary["expected_dice_spearman"] = _rank_correlation(per_volume, "expected_dice", "volume_dice")
         tables.write_csv(self.folder / "per_slice.csv", per_slice, tables.SLICE_COLUMNS)
         tables.write_csv(self.folder / "per_volume.csv", per_volume, tables.VOLUME_COLUMNS)
@@ -184,27 +176,21 @@ class EvaluationMetrics:
         print(tables.printed_table(per_volume, summary), f"written to {self.folder}", sep="\n", flush=True)
 
 
-def _auc(gate: Sequence[tuple[float, int]]) -> float | None:
-    """Computes the classifier's AUC over (probability, tag) of all slices of all volumes; None for one tag only."""
-    if len({tag for _, tag in gate}) < 2:
-        return None
-    probabilities, tags = zip(*gate)
-    return float(compute_roc_auc(torch.tensor(probabilities), torch.tensor(tags)))
-
-
-def _sensitivity(gate: Sequence[tuple[float, int]]) -> float | None:
-    """Computes the share of positive slices that are found at the threshold that leaves out `SPECIFICITY` of the
-    negative ones."""
-    positive, negative = ([p for p, tag in gate if tag == wanted] for wanted in (1, 0))
-    if not positive or not negative:
-        return None
-    threshold = torch.tensor(negative).quantile(SPECIFICITY)
-    return float((torch.tensor(positive) > threshold).float().mean())
+def _classifier_measures(gate: Sequence[tuple[float, int]]) -> dict[str, float | None]:
+    """Measures the classifier over (probability, tag) of all slices of all volumes: its AUC, and the share of positive
+    slices that are found at the threshold that leaves out `SPECIFICITY` of the negative ones; None for one tag only."""
+    positive, negative = (torch.tensor([p for p, tag in gate if tag == wanted]) for wanted in (1, 0))
+    auc = sensitivity = None
+    if len(positive) and len(negative):
+        tags = torch.tensor([1] * len(positive) + [0] * len(negative))
+        auc = float(compute_roc_auc(torch.cat([positive, negative]), tags))
+        sensitivity = float((positive > negative.quantile(SPECIFICITY)).float().mean())
+    return {"classifier_auc": auc, "classifier_sensitivity": sensitivity}
 
 
 def _rank_correlation(rows: Sequence[Row], *keys: str) -> float | None:
     """Computes Spearman's correlation of two columns over the rows that have both; None for fewer than three, or if
     one column is constant."""
-    pairs = [pair for row in rows if not any(map(math.isnan, pair := [number(row, key) for key in keys]))]
+    pairs = [pair for row in rows if not any(map(math.isnan, pair := [metrics.number(row, key) for key in keys]))]
     ranked = len(pairs) > 2 and all(len(set(column)) > 1 for column in zip(*pairs))
     return float(spearmanr(pairs).statistic) if ranked else None

@@ -31,11 +31,7 @@ Row = Mapping[str, Any]
 
 
 def check_protocol(slice_axis: int, min_area: float) -> None:
-    """Checks the settings of the protocol.
-
-    Raises:
-        ValueError: one of them is out of range.
-    """
+    """Raises ValueError where a setting of the protocol is out of range."""
     if slice_axis not in (0, 1, 2):
         raise ValueError(f"slice_axis must be 0, 1 or 2 (an axis of the stored array); got {slice_axis}.")
     if not (math.isfinite(min_area) and min_area >= 0):

@@ -30,11 +30,7 @@ def _without_nan(row: Row) -> Row:
 
 
 def read_case_rows(path: Path) -> dict[str, Any]:
-    """Reads what `write_case_rows` wrote, null as NaN.
-
-    Raises:
-        ValueError: the file is missing or broken.
-    """
+    """Reads what `write_case_rows` wrote, null as NaN; a ValueError names the file that is missing or broken."""
     rows = read_json_or_empty(path)
     if not rows.keys() >= ROW_KEYS:
         raise ValueError(f"{path}, the rows of a case, is missing or broken: run the same command again.")

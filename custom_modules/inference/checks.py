@@ -39,8 +39,7 @@ class CheckVolumed(MapTransform):
                 f"{where} is 4D with {shape[0]} channels or time points; split it into 3D files, or name one by "
                 f'"channel": 0 in the datalist.'
             )
-        if not torch.isfinite(image).all():
-            count = int((~torch.isfinite(image)).sum())
+        if count := int((~torch.isfinite(image)).sum()):
             raise ValueError(f"{where} holds {count} NaN or infinite voxels; replace them before use.")
         if image.min() == image.max():
             raise ValueError(f"{where} is constant ({float(image.min()):g} everywhere): an empty or broken file.")

@@ -101,13 +101,11 @@ class SaliencyInferer(Inferer):
             raise ValueError(f"gate must be one of {list(GATES)}; got {gate!r}.")
         if not 0 <= gate_threshold <= 1:
             raise ValueError(f"gate_threshold is a probability and must be in [0, 1]; got {gate_threshold}.")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1; got {batch_size}.")
-        weights = {"gate_smoothing": gate_smoothing, "blur": blur, "intensity_power": intensity_power}
-        weights |= {"erosion": erosion, "smoothing": smoothing}
-        for name, value in weights.items():
-            if not value >= 0:
-                raise ValueError(f"{name} must be >= 0; got {value}.")
+        values = {"batch_size": batch_size, "gate_smoothing": gate_smoothing, "blur": blur}
+        values |= {"intensity_power": intensity_power, "erosion": erosion, "smoothing": smoothing}
+        for name, value in values.items():
+            if not value >= (least := int(name == "batch_size")):
+                raise ValueError(f"{name} must be >= {least}; got {value}.")
         self.method, self.gate, self.gate_threshold = method, gate, gate_threshold
         self.gate_smoothing, self.gate_size = gate_smoothing, gate_size
         self.batch_size, self.blur, self.intensity_power = batch_size, blur, intensity_power
@@ -191,8 +189,7 @@ def _clock(device: torch.device) -> float:
 def smooth_along(saliency: torch.Tensor, chosen: torch.Tensor, sigma: float) -> torch.Tensor:
     """Smooths `saliency` (D, C, H, W) by a Gaussian along its processed slices, `chosen` (D,) bool; sigma in slices.
 
-    It is normalised by the weight of the processed slices, so that a neighbour that was not processed does not count
-    as 0.
+    It is normalised by the weight of the processed slices, so that the others do not count as 0.
     """
     if not sigma or not chosen.any():
         return saliency

@@ -87,17 +87,8 @@ class SaliencyToMaskd(MapTransform):
 def threshold_slices(
     saliency: np.ndarray, region: np.ndarray, threshold: str | float, scale: float = 1.0
 ) -> np.ndarray:
-    """Thresholds the positive part of each slice inside its region.
-
-    Args:
-        saliency: (D, H, W), real.
-        region: (D, H, W) bool.
-        threshold: as in `SaliencyToMaskd`.
-        scale: factor of Otsu's thresholds.
-
-    Returns:
-        (D, H, W) bool.
-    """
+    """Thresholds the positive part of each slice of `saliency` (D, H, W) inside `region` (D, H, W) bool, to (D, H, W)
+    bool. `threshold` is that of `SaliencyToMaskd`; Otsu's thresholds are multiplied by `scale`."""
     positive = np.maximum(saliency, 0)
     if not isinstance(threshold, str):
         return region & (positive > threshold)
