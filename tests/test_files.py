@@ -60,7 +60,7 @@ def test_a_write_whose_file_is_gone_afterwards_is_well(tmp_path):
         aside.write_text("{}")
     assert os.listdir(tmp_path) == ["facts.json"]
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "facts.json") as aside:
-        pass  # and one whose file was never there says so
+        pass  # nothing was written
     assert (tmp_path / "facts.json").read_text() == "{}"
 
 

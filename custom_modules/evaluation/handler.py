@@ -38,7 +38,7 @@ class EvaluationMetrics:
 
     `engine.state.output` is a list of decollated dicts (empty when a case failed): `pred` ((1, H, W, D) MetaTensor,
     0/1, on the native grid; its affine gives the spacing), `label` (same shape, label values as stored), `case` and
-    `stem`, perhaps `seconds_per_slice` (s), and `gate_probability` (D,) with `slice_labels` (a tag volume), which give
+    `stem`, optionally `seconds_per_slice` (s), and `gate_probability` (D,) with `slice_labels` (a tag volume), which give
     the classifier's AUC. The `group` is that of the data set's case.
 
     Writes each case's rows into `<output_dir>/metrics/cases/<stem>.json`. At the end, the first process makes

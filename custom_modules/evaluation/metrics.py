@@ -191,8 +191,8 @@ def summarise(per_slice: Sequence[Row], per_volume: Sequence[Row], **context: An
 
     Args:
         per_slice: rows of `slice_metrics` with `case`, `seed` (of the repeat, or the number of the fold) and
-            perhaps `group` (any text, such as a data set). Rows read back with `csv.DictReader` will do, too.
-        per_volume: rows of `volume_metrics` with the same, and perhaps `seconds_per_slice` (s).
+            optionally `group` (any text, such as a data set). Rows from `csv.DictReader` work as well.
+        per_volume: rows of `volume_metrics` with the same, and optionally `seconds_per_slice` (s).
         **context: `bundle`, `method`, `settings`, and whatever else is to be recorded in the summary.
 
     Returns:

@@ -41,8 +41,8 @@ class SaveDicomSegd(MapTransform):
         algorithm: its name.
 
     Raises:
-        ValueError: `segment` lacks one of these, has others, or a code is not three texts; or the mask does not lie on
-            the series.
+        ValueError: `segment` lacks one of these, has others, or a code is not three texts; or the mask is not on the
+            grid of the series.
     """
 
     def __init__(self, output_dir: str, segment: Mapping, algorithm: str, keys="pred") -> None:
@@ -72,7 +72,7 @@ def mask_frames(mask: MetaTensor, headers: Sequence[Dataset]) -> np.ndarray:
     """Turns the mask (1, W, H, D) into frames (D, rows H, columns W) bool, in the order of the slices of its series.
 
     Raises:
-        ValueError: the mask's slices do not lie where those of the series do.
+        ValueError: the mask's slices are not where those of the series are.
     """
     frames = np.asarray(mask[0].as_tensor().cpu().to(torch.bool)).T
     positions, orientations = slice_planes(headers)

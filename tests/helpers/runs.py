@@ -1,4 +1,4 @@
-"""A bundle's inference and evaluation on four small heads, and what of the results has to be the same each time."""
+"""A bundle's inference and evaluation on four small heads, and the comparison of their results."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_what_is_on_record_is_not_prepared(cases, caplog):
             return case["stem"] in self.done
 
     caplog.set_level("INFO")
-    records = [Record("unreadable", "fine", "last"), Record("dark", "fine", "unreadable")]  # both have to say so
+    records = [Record("unreadable", "fine", "last"), Record("dark", "fine", "unreadable")]  # both have to agree
     collect = Collect()
     engine = evaluator(cases, handlers=[collect], records=records)
     with pytest.raises(RuntimeError, match="1 of 4 cases failed:\n  case_dark"):

@@ -52,7 +52,7 @@ def test_the_gate_is_smoothed_over_the_logits_of_neighbours(sigma):
     image, network = ball(depth=9, seed=3), BrightIsPositive()
     output = inferer(gate="classifier", gate_smoothing=sigma, batch_size=1)(image, network)
     logit = 10 * (image[0, 0, 5:11, 5:11].mean(dim=(0, 1)).double().numpy() - 0.6)
-    weight = ndimage.gaussian_filter1d(np.ones(9), sigma, mode="constant")  # what of the Gaussian lies in the volume
+    weight = ndimage.gaussian_filter1d(np.ones(9), sigma, mode="constant")  # the part of the Gaussian inside the volume
     smooth = ndimage.gaussian_filter1d(logit, sigma, mode="constant") / weight
     assert probabilities(output) == pytest.approx(1 / (1 + np.exp(-smooth)), abs=1e-5)
     assert np.abs(smooth - logit).max() > 0.05

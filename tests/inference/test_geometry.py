@@ -46,7 +46,7 @@ def identity(x_0: torch.Tensor, network: nn.Module, slices: list[int]) -> torch.
 
 
 def segment(folder, codes="LPS", spacing=(1, 1, 4), turn=0.0, depth=slice(None), **knobs) -> SimpleNamespace:
-    """The phantom through brats_flair's preprocessing, `identity` and its postprocessing; what lies on disk then."""
+    """Runs the phantom through brats_flair's preprocessing, `identity` and its postprocessing; reads the files back."""
     affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
     affine[:3, 3] = 30, -12, 7
     rotation = np.eye(4)
@@ -106,7 +106,7 @@ def test_mask_and_saliency_come_back_to_the_input(tmp_path, geometry):
     found = segment(tmp_path, **geometry)
     check_geometry(found)
     # 48 pixels for 40 voxels: only the rim of the ball, one voxel of a radius of six, is uncertain; a flipped or
-    # permuted mask misses a ball that lies off the centre altogether
+    # permuted mask would miss the ball, which is off the centre
     assert dice(found) > 0.9
     saliency, image = (np.asarray(volume.dataobj) for volume in (found.saliency, found.image))
     inside = ndimage.binary_erosion(found.ball, np.moveaxis(np.ones((5, 5, 1)), -1, found.axis))

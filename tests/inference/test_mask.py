@@ -40,7 +40,7 @@ def test_otsu_finds_a_threshold_per_slice():
 
 def test_otsu_looks_at_the_region_only():
     plane = np.zeros((4, 4))
-    plane[0, :2], plane[2:, 2:], plane[3, 0] = 5, 1, 100  # 100 lies outside and would put 5 and 1 into one class
+    plane[0, :2], plane[2:, 2:], plane[3, 0] = 5, 1, 100  # 100 is outside and would put 5 and 1 into one class
     region = ALL.copy()
     region[3, 0] = region[0] = False
     mask = threshold_slices(slices(plane), region[None], "otsu")

@@ -59,7 +59,7 @@ def test_each_vote_has_its_own_threshold_and_components():
     out = SaliencyToMaskd(num_components=1, uncertainty=True)({"pred": answer(*maps)})
     one, ten = (SaliencyToMaskd(num_components=1)({"pred": answer(m)})["pred"].as_tensor() > 0 for m in maps)
     assert one.any() and not torch.equal(one, ten)
-    assert torch.equal(out["uncertainty"].as_tensor() > 0.5, one ^ ten)  # 1 bit where one of two says so
+    assert torch.equal(out["uncertainty"].as_tensor() > 0.5, one ^ ten)  # 1 bit where the two disagree
     mask = out["pred"].as_tensor() > 0
     dice = [2 * (mask & vote).sum() / (mask.sum() + vote.sum()) for vote in (one, ten)]
     assert out["expected_dice"] == pytest.approx(float(sum(dice) / 2))
