@@ -38,8 +38,8 @@ class EvaluationMetrics:
 
     `engine.state.output` is a list of decollated dicts (empty when a case failed): `pred` ((1, H, W, D) MetaTensor,
     0/1, on the native grid; its affine gives the spacing), `label` (same shape, label values as stored), `case` and
-    `stem`, optionally `seconds_per_slice` (s), and `gate_probability` (D,) with `slice_labels` (a tag volume), which give
-    the classifier's AUC. The `group` is that of the data set's case.
+    `stem`, optionally `seconds_per_slice` (s), and `gate_probability` (D,) with `slice_labels` (a tag volume), which
+    give the classifier's AUC. The `group` is that of the data set's case.
 
     Writes each case's rows into `<output_dir>/metrics/cases/<stem>.json`. At the end, the first process makes
     `per_slice.csv`, `per_volume.csv` and `summary.json` in `<output_dir>/metrics` from the rows of all cases that were

@@ -50,7 +50,7 @@ class VolumeEvaluator(SupervisedEvaluator):
 
     @cached_property
     def cases(self) -> dict[str, dict]:
-        """The cases of the data set by their stems, in order: all of them, not only those that the data loader gives."""
+        """All cases of the data set by their stems, in order, not only those that the data loader gives."""
         return {case["stem"]: case for case in self.data_loader.dataset.data}
 
     def _iteration(self, engine: Engine, batchdata: Mapping) -> list[dict]:
