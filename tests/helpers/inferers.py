@@ -1,12 +1,15 @@
-"""Volumes of a few voxels, and the inferer with a method that only copies and records what it is given."""
+"""Volumes of a few voxels, the inferer with a method that copies and records what it is given, and what it returns."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from monai.data import MetaTensor
 from torch import nn
 
 from custom_modules.inference.inferer import SaliencyInferer
 
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # voxels of 1 mm
 SIZE, DEPTH = 16, 5
 
 
@@ -57,3 +60,16 @@ class BrightIsPositive(nn.Module):
 
 def inferer(method=None, **settings) -> SaliencyInferer:
     return SaliencyInferer(method or Copy(), **{"gate": "all", "amp": False, **settings})
+
+
+def answer(*maps: np.ndarray, region: np.ndarray | None = None, affine: np.ndarray = LPS) -> MetaTensor:
+    """Stacks the maps of a volume and their region (by default all of it), (C + 1, H, W, D), on the native grid."""
+    region = np.ones_like(maps[0]) if region is None else region
+    return MetaTensor(torch.as_tensor(np.stack([*maps, region]), dtype=torch.float32), affine=affine)
+
+
+def two_blobs() -> np.ndarray:
+    """(6, 6, 4): 1 in a blob of 2 x 2 x 3 = 12 voxels, 3 in one of 4, -1 somewhere."""
+    saliency = np.zeros((6, 6, 4), np.float32)
+    saliency[:2, :2, :3], saliency[4:, 4:, 1], saliency[0, 5] = 1, 3, -1
+    return saliency

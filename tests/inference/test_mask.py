@@ -9,7 +9,7 @@ import torch
 from skimage.filters import threshold_otsu
 
 from custom_modules.inference.mask import SaliencyToMaskd, slice_axis_of, threshold_slices
-from tests.helpers.saliencies import LPS, answer, two_blobs
+from tests.helpers.inferers import LPS, answer, two_blobs
 
 ALL = np.ones((4, 4), bool)
 DIRECTIONS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from custom_modules.inference.mask import SaliencyToMaskd
-from tests.helpers.saliencies import LPS, answer, two_blobs
+from tests.helpers.inferers import LPS, answer, two_blobs
 
 
 def votes() -> list[np.ndarray]:
