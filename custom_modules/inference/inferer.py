@@ -49,7 +49,7 @@ class SaliencyInferer(Inferer):
     ...         brightest = x.amax(dim=(1, 2, 3))
     ...         return torch.stack([torch.zeros_like(brightest), 10 * brightest - 5], dim=1)
     >>> volume = torch.full((1, 1, 8, 8, 3), -1.0)  # air
-    >>> volume[:, :, 2:6, 2:6] = 0.0  # tissue in all three slices
+    >>> volume[:, :, 2:6, 2:6] = 0.0  # 16 pixels of tissue in all three slices; the body is without their four corners
     >>> volume[:, :, 3, 3, 1] = 1.0  # a bright pixel in the second
     >>> inferer = SaliencyInferer(lambda x_0, network, slices: x_0.clamp(min=0), gate="classifier", gate_threshold=0.5)
     >>> output = inferer(volume, BrightestPixel())
