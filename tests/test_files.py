@@ -1,4 +1,4 @@
-"""A result file is whole or absent, and what stood there before survives a failed write."""
+"""Files: whole or absent, so that an earlier one survives a failed write; JSON, hashes and stems."""
 
 from __future__ import annotations
 
@@ -7,76 +7,20 @@ import os
 import time
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
-from monai.data import MetaTensor
-from monai.transforms import SaveImage
 
-from custom_modules.files import DAY, atomic_path, remove_partial, write_json
-from custom_modules.inference.writers import AtomicNibabelWriter
+from custom_modules.files import (
+    DAY,
+    atomic_path,
+    read_json,
+    read_json_or_empty,
+    remove_partial,
+    sha256,
+    stem_of,
+    write_json,
+)
 
-AFFINE = np.diag([-0.7, -1.3, 6.0, 1.0])
-
-
-def writer(value: int = 1) -> AtomicNibabelWriter:
-    filled = AtomicNibabelWriter(output_dtype=np.uint8)
-    filled.set_data_array(np.full((4, 3, 2), value), channel_dim=None)
-    filled.set_metadata({"affine": AFFINE}, resample=False)
-    return filled
-
-
-def half_written(image, filename) -> None:
-    """A write that breaks off: some bytes, then a full disk."""
-    with open(filename, "wb") as file:
-        file.write(b"half")
-    raise OSError("No space left on device")
-
-
-def test_a_volume_is_written_whole(tmp_path):
-    writer().write(tmp_path / "mask.nii.gz")
-    image = nib.load(tmp_path / "mask.nii.gz")
-    assert np.array_equal(np.asarray(image.dataobj), np.ones((4, 3, 2))) and image.get_data_dtype() == np.uint8
-    np.testing.assert_allclose(image.affine, AFFINE)
-    assert os.listdir(tmp_path) == ["mask.nii.gz"]
-
-
-def test_a_new_volume_replaces_the_old(tmp_path):
-    for value in (1, 7):
-        writer(value).write(str(tmp_path / "mask.nii.gz"))
-    assert np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj).max() == 7
-
-
-def test_a_failed_volume_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(nib, "save", half_written)
-    with pytest.raises(OSError, match="No space left"):
-        writer().write(tmp_path / "mask.nii.gz")
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_failed_volume_leaves_the_old_one(tmp_path, monkeypatch):
-    writer(3).write(tmp_path / "mask.nii.gz")
-    before = (tmp_path / "mask.nii.gz").read_bytes()
-    monkeypatch.setattr(nib, "save", half_written)
-    with pytest.raises(OSError, match="No space left"):
-        writer(4).write(tmp_path / "mask.nii.gz")
-    assert os.listdir(tmp_path) == ["mask.nii.gz"]
-    assert (tmp_path / "mask.nii.gz").read_bytes() == before
-
-
-def test_monai_saves_through_it(tmp_path):
-    image = MetaTensor(np.ones((1, 4, 3, 2)), affine=AFFINE, meta={"filename_or_obj": "case.nii.gz"})
-    SaveImage(tmp_path, "mask", resample=False, writer=AtomicNibabelWriter, print_log=False)(image)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["case_mask.nii.gz"]
-
-
-@pytest.mark.parametrize("shape", [(4, 3, 1), (4, 1, 1), (1, 3, 2)])
-def test_a_slice_stays_a_volume(tmp_path, shape):
-    image = MetaTensor(np.ones((1, *shape)), affine=AFFINE, meta={"filename_or_obj": "case.nii.gz"})
-    SaveImage(tmp_path, "mask", resample=False, writer=AtomicNibabelWriter, print_log=False)(image)
-    written = nib.load(tmp_path / "case" / "case_mask.nii.gz")
-    assert written.shape == shape
-    np.testing.assert_allclose(written.affine, AFFINE)
+ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # SHA-256 of "abc": FIPS 180-2, appendix B.1
 
 
 def test_json_is_written_with_its_folder(tmp_path):
@@ -116,5 +60,28 @@ def test_a_write_whose_file_is_gone_afterwards_is_well(tmp_path):
         aside.write_text("{}")
     assert os.listdir(tmp_path) == ["facts.json"]
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "facts.json") as aside:
-        pass  # and one whose file was never there says so
+        pass  # nothing was written
     assert (tmp_path / "facts.json").read_text() == "{}"
+
+
+def test_a_series_is_hashed_by_its_files_in_the_order_of_their_names(tmp_path):
+    for name, content in (("3.dcm", b"c"), ("1.dcm", b"a"), ("2.dcm", b"b")):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    assert sha256(tmp_path) == ABC
+
+
+def test_json_that_is_broken_is_an_error_or_empty(tmp_path):
+    path = tmp_path / "facts.json"
+    assert read_json_or_empty(path) == {}
+    path.write_text('{"seed": 0')
+    assert read_json_or_empty(path) == {}
+    with pytest.raises(ValueError, match="facts.json is not valid JSON: Expecting"):
+        read_json(path)
+    write_json(path, {"seed": 0})
+    assert read_json(path) == read_json_or_empty(path) == {"seed": 0}
+
+
+def test_a_stem_is_the_name_without_the_endings_of_nifti():
+    paths = ("/a/p1_flair.nii.gz", Path("scan.v2.nii"), "DICOM_anon", "1.2.840")
+    assert [stem_of(path) for path in paths] == ["p1_flair", "scan.v2", "DICOM_anon", "1.2.840"]

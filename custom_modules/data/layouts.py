@@ -14,6 +14,8 @@ from fnmatch import fnmatch
 from glob import glob as glob_paths
 from pathlib import Path
 
+from custom_modules.files import stem_of
+
 LAYOUTS = {  # where each layout keeps its images; `glob` takes the place of these patterns
     "brats": ("**/*_flair.nii*", "**/*-t2f.nii*"),
     "msd": ("**/imagesTr/*.nii*",),
@@ -75,10 +77,6 @@ def _is_image(path: Path) -> bool:
             if is_dicom(file):
                 return True
     return False
-
-
-def stem_of(path: Path) -> str:
-    return path.name if path.is_dir() else re.sub(r"\.nii(\.gz)?$", "", path.name)
 
 
 def _describe(image: Path, layout: str) -> dict:

@@ -1,8 +1,8 @@
-"""Evaluation inside MONAI's engine: measures every case an evaluator puts out, then writes and prints the tables.
+"""Evaluation inside MONAI's engine: measures every case that an evaluator returns, then writes and prints the tables.
 
-The numbers are those of `custom_modules.evaluation.metrics`; here is what an engine and files add to them. Every
-case leaves a file of its rows, and the tables are made from these: which process or run measured a case makes no
-difference.
+The numbers are those of `custom_modules.evaluation.metrics`; this file adds the engine and the files. The rows of each
+case are kept in a file, and the tables are made from these files: it makes no difference which process or run measured
+a case.
 """
 
 from __future__ import annotations
@@ -15,57 +15,48 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.metrics import compute_roc_auc
-from monai.utils import convert_to_tensor
 from scipy.stats import spearmanr
 
 from custom_modules import __version__
+from custom_modules.data.labels import target_mask
 from custom_modules.data.tag_volume import tags_of_volume
-from custom_modules.evaluation.metrics import (
-    Row,
-    check_protocol,
-    mean,
-    n_undefined,
-    number,
-    slice_metrics,
-    summarise,
-    volume_metrics,
-)
-from custom_modules.evaluation.tables import ROWS, SLICE_COLUMNS, VOLUME_COLUMNS, _csv, _read, _table, _write
-from custom_modules.files import atomic_path, read_record, result_file, sha256, write_json
+from custom_modules.evaluation import metrics, tables
+from custom_modules.evaluation.metrics import Row
+from custom_modules.files import read_json_or_empty, result_file, sha256, write_json
 from custom_modules.inference.evaluator import one_case
 
-SPECIFICITY = 0.95  # at which the classifier's sensitivity is told
+SPECIFICITY = 0.95  # at which the classifier's sensitivity is reported
 logger = logging.getLogger(__name__)
 
 
 class EvaluationMetrics:
     """Ignite handler that measures the output of a `VolumeEvaluator`.
 
-    ``engine.state.output`` is a list of decollated dicts (empty when a case failed): ``pred`` ((1, H, W, D) MetaTensor,
-    0/1, on the native grid; its affine gives the spacing), ``label`` (same shape, label values as stored), ``case``,
-    ``stem``, perhaps ``seconds_per_slice`` (s), and ``gate_probability`` with ``slice_labels`` (a tag volume), which
-    give the classifier's AUC. The ``group`` is that of the data set's case.
+    `engine.state.output` is a list of decollated dicts (empty when a case failed): `pred` ((1, H, W, D) MetaTensor,
+    0/1, on the native grid; its affine gives the spacing), `label` (same shape, label values as stored), `case` and
+    `stem`, optionally `seconds_per_slice` (s), and `gate_probability` (D,) with `slice_labels` (a tag volume), which
+    give the classifier's AUC. The `group` is that of the data set's case.
 
-    Writes each case's rows into ``<output_dir>/metrics/cases/<stem>.json``. At the end, the first process makes
-    ``per_slice.csv``, ``per_volume.csv`` and ``summary.json`` in ``<output_dir>/metrics`` of the rows of all cases that
-    were measured now or done before, in the data set's order; an undefined number is ``nan`` in the CSVs. A case that
-    cannot be measured (a key is missing, the shapes of pred and label differ, pred is not binary or has no affine) or
-    written goes into the engine's ``failures``.
+    Writes each case's rows into `<output_dir>/metrics/cases/<stem>.json`. At the end, the first process makes
+    `per_slice.csv`, `per_volume.csv` and `summary.json` in `<output_dir>/metrics` from the rows of all cases that were
+    measured now or earlier, in the data set's order; an undefined number is `nan` in the CSVs. A case that cannot be
+    measured (a key is missing, the shapes of pred and label differ, pred is not binary or has no affine) or written
+    goes into the engine's `failures`.
 
     Args:
-        output_dir: folder that receives ``metrics/``, and holds the masks.
-        bundle: name of the bundle, as ``method`` and ``settings`` (the method's) for the summary only.
-        seed: of this repeat, or the number of the fold; stands in every row.
-        target_labels: label values that make the target; ``None`` or empty means all above 0.
-        min_area, slice_axis: as in :func:`slice_metrics`.
-        training_cases: cases in the checkpoint's training list; ``None`` means unknown: ``in_training`` stays empty.
+        output_dir: folder that receives `metrics/`, and holds the masks.
+        bundle: name of the bundle; recorded in the summary, as are `method` and `settings` (the method's).
+        seed: seed of this repeat, or the number of the fold; repeated in every row.
+        target_labels: label values that make the target; None or empty means all above 0.
+        min_area, slice_axis: as in `slice_metrics`.
+        training_cases: cases in the checkpoint's training list; None means unknown: `in_training` stays empty.
 
     Raises:
-        ValueError: ``min_area`` or ``slice_axis`` is out of range; at the end of the run, if the rows of a case that
-            was measured or done are gone.
+        ValueError: `min_area` or `slice_axis` is out of range; at the end of the run, if the rows of a case are gone.
     """
 
     def __init__(
@@ -80,7 +71,7 @@ class EvaluationMetrics:
         settings: Row | None = None,
         training_cases: Iterable[str] | None = None,
     ) -> None:
-        check_protocol(slice_axis, min_area)
+        metrics.check_protocol(slice_axis, min_area)
         self.output_dir, self.folder, self.seed = Path(output_dir), Path(output_dir) / "metrics", seed
         self.target_labels, self.min_area, self.slice_axis = list(target_labels or []), min_area, slice_axis
         self.protocol = {"target_labels": self.target_labels, "min_area": min_area, "slice_axis": slice_axis}
@@ -89,21 +80,21 @@ class EvaluationMetrics:
         self.measured: list[str] = []
 
     def attach(self, engine: Engine) -> None:
-        """Adds the handlers to ``engine``; each run starts with empty tables."""
+        """Adds the handlers to `engine`; each run starts with empty tables."""
         engine.add_event_handler(Events.STARTED, self._started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration_completed)
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def is_done(self, case: Row) -> bool:
-        """Whether the rows of ``case`` are there, measured by this protocol on the mask and label that lie there."""
-        rows = read_record(self._rows(case["stem"]))
-        return rows.keys() >= ROWS and rows.get("measured") == self._origin(case)
+        """Says whether the rows of `case` exist, measured by this protocol on the mask and label that are on disk."""
+        rows = read_json_or_empty(self._rows_file(case["stem"]))
+        return rows.keys() >= tables.ROW_KEYS and rows.get("measured") == self._origin(case)
 
-    def _rows(self, stem: str) -> Path:
+    def _rows_file(self, stem: str) -> Path:
         return self.folder / "cases" / f"{stem}.json"
 
     def _origin(self, case: Row) -> dict[str, Any]:
-        """All that the rows of a case depend on. A mask that is not kept has no hash."""
+        """Collects all that the rows of a case depend on. A mask that is not kept has no hash."""
         files = {"mask": result_file(self.output_dir, case["stem"], "mask.nii.gz"), "label": case["label_file"]}
         hashes = {f"{name}_sha256": sha256(file) if os.path.exists(file) else None for name, file in files.items()}
         return {"custom_modules": __version__} | self.protocol | hashes
@@ -115,24 +106,23 @@ class EvaluationMetrics:
         for item in engine.state.output:
             with one_case(engine, item["case"]):
                 rows = {"measured": self._origin(engine.cases[item["stem"]])} | self._measure(item)
-                _write(self._rows(item["stem"]), rows)
+                tables.write_case_rows(self._rows_file(item["stem"]), rows)
                 self.measured.append(item["stem"])
 
     def _target(self, item: Row) -> torch.Tensor:
-        """The true mask, bool (1, H, W, D); warns where the label looks wrong."""
+        """Selects the target in the label, bool (1, H, W, D); warns where the label looks wrong."""
         affines = [torch.as_tensor(item[key].affine).cpu() for key in ("pred", "label") if hasattr(item[key], "affine")]
         if not torch.allclose(affines[0], affines[-1], atol=1.0e-2):
             logger.warning("case %r: pred and label have one shape, but different affines.", item["case"])
-        label = convert_to_tensor(item["label"], device="cpu", track_meta=False, dtype=torch.float32)
-        target = torch.isin(label, torch.tensor(self.target_labels).float()) if self.target_labels else label > 0
+        label = np.asarray(item["label"].cpu())
+        target = target_mask(label, self.target_labels)
         if not target.any():
-            values = label.unique()[:10].tolist()
-            wanted = self.target_labels or "> 0"
+            values, wanted = np.unique(label)[:10].tolist(), self.target_labels or "> 0"
             logger.warning("case %r has no target: its label holds %s, wanted %s.", item["case"], values, wanted)
-        return target
+        return torch.as_tensor(target)
 
     def _measure(self, item: Row) -> dict[str, Any]:
-        """The rows of one case: its slices', its volume's, and the classifier's (probability, tag) of each slice."""
+        """Makes the rows of one case: its slices', its volume's, and the classifier's (probability, tag) per slice."""
         if missing := [key for key in ("pred", "label") if item.get(key) is None]:
             raise ValueError(f"evaluation needs {missing}, got {sorted(item)}.")
         pred, label = item["pred"], item["label"]
@@ -143,12 +133,14 @@ class EvaluationMetrics:
             )
         gate = []
         if item.get("gate_probability") is not None and item.get("slice_labels") is not None:
-            gate = list(zip(item["gate_probability"], tags_of_volume(item["slice_labels"].as_tensor()).tolist()))
+            tags = tags_of_volume(item["slice_labels"].as_tensor())
+            gate = list(zip(item["gate_probability"].tolist(), tags.tolist()))
         target = self._target(item)[0]
-        slices = slice_metrics(pred[0], target, self.slice_axis, pred.pixdim.tolist(), self.min_area)
-        volume = {"n_slices": len(slices), "n_undefined": n_undefined(slices, "hd95")}
-        volume |= {key: mean(slices, key) for key in ("dice", "iou", "hd95")} | volume_metrics(pred[0], target)
-        volume |= {key: number(item, key) for key in ("expected_dice", "seconds_per_slice")}
+        slices = metrics.slice_metrics(pred[0], target, self.slice_axis, pred.pixdim.tolist(), self.min_area)
+        volume = {"n_slices": len(slices), "n_undefined": metrics.n_undefined(slices, "hd95")}
+        volume |= {key: metrics.mean_defined(slices, key) for key in ("dice", "iou", "hd95")}
+        volume |= metrics.volume_metrics(pred[0], target)
+        volume |= {key: metrics.number(item, key) for key in ("expected_dice", "seconds_per_slice")}
         return {"gate": gate, "volume": volume, "slices": slices}
 
     def _completed(self, engine: Engine) -> None:
@@ -157,24 +149,21 @@ class EvaluationMetrics:
             self._tabulate([case for stem, case in engine.cases.items() if stem in finished])
 
     def _tabulate(self, cases: Sequence[Row]) -> None:
-        """Writes and prints the tables of `cases`, whose rows are there."""
+        """Writes and prints the tables of `cases`, whose rows are on disk."""
         per_slice, per_volume, gate, known = [], [], [], self.training_cases
         for case in cases:
-            rows, row = _read(self._rows(case["stem"])), {"case": case["case"], "group": case.get("group")}
-            row |= {"seed": self.seed, "in_training": None if known is None else int(case["case"] in known)}
+            rows = tables.read_case_rows(self._rows_file(case["stem"]))
+            row = {"case": case["case"], "group": case.get("group"), "seed": self.seed}
+            row["in_training"] = None if known is None else int(case["case"] in known)
             per_slice += [row | values for values in rows["slices"]]
             per_volume.append(row | rows["volume"])
             gate += rows["gate"]
         n_known = None if known is None else sum(row["in_training"] for row in per_volume)
-        summary = summarise(per_slice, per_volume, **self.context, n_in_training=n_known)
-        summary["classifier_auc"], summary["classifier_sensitivity"] = _auc(gate), _sensitivity(gate)
+        summary = metrics.summarise(per_slice, per_volume, **self.context, n_in_training=n_known)
+        summary |= _classifier_measures(gate)
         summary["expected_dice_spearman"] = _rank_correlation(per_volume, "expected_dice", "volume_dice")
-        for name, rows, columns in (
-            ("per_slice.csv", per_slice, SLICE_COLUMNS),
-            ("per_volume.csv", per_volume, VOLUME_COLUMNS),
-        ):
-            with atomic_path(self.folder / name) as aside:
-                aside.write_text(_csv(rows, columns), encoding="utf-8")
+        tables.write_csv(self.folder / "per_slice.csv", per_slice, tables.SLICE_COLUMNS)
+        tables.write_csv(self.folder / "per_volume.csv", per_volume, tables.VOLUME_COLUMNS)
         write_json(self.folder / "summary.json", summary)
         if not per_volume:
             logger.error("no case was evaluated: the tables in %s are empty.", self.folder)
@@ -184,28 +173,24 @@ class EvaluationMetrics:
         if summary["classifier_auc"] is not None:
             values = (len(gate), summary["classifier_auc"], summary["classifier_sensitivity"], SPECIFICITY)
             logger.info("classifier over %d slices: AUC %.3f, sensitivity %.3f at specificity %g", *values)
-        print(_table(per_volume, summary), f"written to {self.folder}", sep="\n", flush=True)
+        print(tables.printed_table(per_volume, summary), f"written to {self.folder}", sep="\n", flush=True)
 
 
-def _auc(gate: Sequence[tuple[float, int]]) -> float | None:
-    """AUC of the classifier over (probability, tag) of all slices of all volumes; None where it was not the gate."""
-    if len({tag for _, tag in gate}) < 2:
-        return None
-    probabilities, tags = zip(*gate)
-    return float(compute_roc_auc(torch.tensor(probabilities), torch.tensor(tags)))
-
-
-def _sensitivity(gate: Sequence[tuple[float, int]]) -> float | None:
-    """Share of the positive slices that the classifier finds where it calls `SPECIFICITY` of the negative ones so."""
-    positive, negative = ([p for p, tag in gate if tag == wanted] for wanted in (1, 0))
-    if not positive or not negative:
-        return None
-    threshold = torch.tensor(negative).quantile(SPECIFICITY)
-    return float((torch.tensor(positive) > threshold).float().mean())
+def _classifier_measures(gate: Sequence[tuple[float, int]]) -> dict[str, float | None]:
+    """Measures the classifier over (probability, tag) of all slices of all volumes: its AUC, and the share of positive
+    slices that are found at the threshold that leaves out `SPECIFICITY` of the negative ones; None for one tag only."""
+    positive, negative = (torch.tensor([p for p, tag in gate if tag == wanted]) for wanted in (1, 0))
+    auc = sensitivity = None
+    if len(positive) and len(negative):
+        tags = torch.tensor([1] * len(positive) + [0] * len(negative))
+        auc = float(compute_roc_auc(torch.cat([positive, negative]), tags))
+        sensitivity = float((positive > negative.quantile(SPECIFICITY)).float().mean())
+    return {"classifier_auc": auc, "classifier_sensitivity": sensitivity}
 
 
 def _rank_correlation(rows: Sequence[Row], *keys: str) -> float | None:
-    """Spearman's correlation of two columns over the rows that have both; None for fewer than three, or all equal."""
-    pairs = [pair for row in rows if not any(map(math.isnan, pair := [number(row, key) for key in keys]))]
+    """Computes Spearman's correlation of two columns over the rows that have both; None for fewer than three, or if
+    one column is constant."""
+    pairs = [pair for row in rows if not any(map(math.isnan, pair := [metrics.number(row, key) for key in keys]))]
     ranked = len(pairs) > 2 and all(len(set(column)) > 1 for column in zip(*pairs))
     return float(spearmanr(pairs).statistic) if ranked else None

@@ -6,35 +6,26 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.transforms import MapTransform
+from monai.transforms import Transform
 
 from custom_modules.data.labels import load_label
-from custom_modules.evaluation.metrics import (
-    Row,
-)
+from custom_modules.evaluation.metrics import Row
 
 
-class LoadLabeld(MapTransform):
+class LoadLabeld(Transform):
     """Adds the label values `label` (1, H, W, D) of the file or PNG folder in `label_file`, in the stored order.
 
-    It comes after inference, beside a `pred` that is back on the native grid, and takes over its affine.
+    It comes after inference, when `pred` is back on the native grid, and takes the affine from there.
 
     Raises:
         ValueError: the label's shape differs from the image's.
     """
 
-    def __init__(self, keys: str = "label", pred_key: str = "pred") -> None:
-        super().__init__(keys)
-        self.pred_key = pred_key
-
     def __call__(self, data: Row) -> dict[str, Any]:
-        out = dict(data)
-        for key in self.keys:
-            label = torch.as_tensor(load_label(out[f"{key}_file"], out["image_file"]))[None]
-            if label.shape != out[self.pred_key].shape:
-                raise ValueError(
-                    f"the label's shape {tuple(label.shape[1:])} differs from the image's "
-                    f"{tuple(out[self.pred_key].shape[1:])}: {out[f'{key}_file']}."
-                )
-            out[key] = MetaTensor(label, affine=out[self.pred_key].affine)
-        return out
+        label, pred = torch.as_tensor(load_label(data["label_file"], data["image_file"]))[None], data["pred"]
+        if label.shape != pred.shape:
+            raise ValueError(
+                f"the label's shape {tuple(label.shape[1:])} differs from the image's {tuple(pred.shape[1:])}: "
+                f"{data['label_file']}."
+            )
+        return {**data, "label": MetaTensor(label, affine=pred.affine)}

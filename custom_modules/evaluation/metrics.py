@@ -1,13 +1,13 @@
 """Dice, IoU and HD95 of a mask against the truth: the paper's protocol, with a stated policy for empty masks.
 
-With P the predicted and G the true pixels of one slice, s(.) their surface (pixels that binary erosion takes away):
+With P the predicted and G the true pixels of one slice, s(.) their surface (pixels that binary erosion removes):
 
     Dice = 2 |P and G| / (|P| + |G|)        IoU = |P and G| / |P or G|
     HD95 = max(q95 of d(s(P), s(G)), q95 of d(s(G), s(P)))      in mm, within the slice
 
 Hu et al., MICCAI 2023 (arXiv 2306.03878) measure on the *positive* slices of the test cases, optionally without those
-whose target covers less than ``min_area`` (5 % of the slice on CHAOS). The arithmetic is MONAI's; what MONAI leaves to
-its caller is settled here. An undefined value is NaN (null in JSON), counted in ``n_undefined``, never 0:
+whose target covers less than `min_area` (5 % of the slice on CHAOS). The arithmetic is MONAI's; what MONAI leaves to
+its caller is decided here. An undefined value is NaN (null in JSON), counted in `n_undefined`, never 0:
 
     prediction empty on a positive slice    Dice = IoU = 0; HD95 undefined
     whole volume, truth empty               Dice = 0 when something is predicted, else undefined
@@ -31,7 +31,7 @@ Row = Mapping[str, Any]
 
 
 def check_protocol(slice_axis: int, min_area: float) -> None:
-    """Raise ValueError where one of the protocol's settings is out of range."""
+    """Raises ValueError where a setting of the protocol is out of range."""
     if slice_axis not in (0, 1, 2):
         raise ValueError(f"slice_axis must be 0, 1 or 2 (an axis of the stored array); got {slice_axis}.")
     if not (math.isfinite(min_area) and min_area >= 0):
@@ -39,7 +39,7 @@ def check_protocol(slice_axis: int, min_area: float) -> None:
 
 
 def _binary(pred: NdarrayOrTensor, label: NdarrayOrTensor) -> list[torch.Tensor]:
-    """Both masks as plain bool CPU tensors, (H, W, D)."""
+    """Checks both masks and returns them as plain bool CPU tensors, (H, W, D)."""
     if pred.shape != label.shape or pred.ndim != 3:
         raise ValueError(
             f"pred and label must have one shape (H, W, D); got pred {tuple(pred.shape)}, label {tuple(label.shape)}."
@@ -58,19 +58,28 @@ def slice_metrics(
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     min_area: float = 0,
 ) -> list[dict[str, Any]]:
-    """Dice, IoU and HD95 of every positive slice.
+    """Computes Dice, IoU and HD95 of every positive slice.
+
+    A square of four pixels is found one pixel (3 mm) too far to the right, then not at all:
+
+    >>> label, pred = torch.zeros(4, 4, 2), torch.zeros(4, 4, 2)
+    >>> label[1:3, 1:3] = 1
+    >>> pred[1:3, 2:4, 0] = 1
+    >>> for row in slice_metrics(pred, label, spacing=(2.0, 3.0, 5.0)):
+    ...     print(row["slice"], row["area"], row["dice"], round(row["iou"], 3), row["hd95"])
+    0 4 0.5 0.333 3.0
+    1 4 0.0 0.0 nan
 
     Args:
         pred: predicted mask on the native grid, (H, W, D), any dtype, values 0 and 1.
         label: true mask, same shape and values.
         slice_axis: axis of the array along which slices are counted.
         spacing: voxel size in mm along the three axes; the two in-plane ones enter HD95.
-        min_area: slices with a smaller target are left out; pixels, or in (0, 1) a fraction of the slice.
+        min_area: slices with a smaller target are left out; in pixels, or in (0, 1) a fraction of the slice.
 
     Returns:
-        One dict per positive slice, in order: ``slice``, ``area`` (target, px), ``fraction`` (target, of the slice),
-        ``dice`` and ``iou`` (in [0, 1]; 0 for
-        an empty prediction), ``hd95`` (mm; NaN for an empty prediction).
+        One dict per positive slice, in order: `slice`, `area` (target, px), `fraction` (target, of the slice), `dice`
+        and `iou` (in [0, 1]; 0 for an empty prediction), `hd95` (mm; NaN for an empty prediction).
 
     Raises:
         ValueError: shapes differ or are not 3D, a mask is not binary, or another argument is out of range.
@@ -101,14 +110,14 @@ def slice_metrics(
 
 
 def volume_metrics(pred: NdarrayOrTensor, label: NdarrayOrTensor) -> dict[str, float]:
-    """Dice over all slices, false positives on negative ones included.
+    """Computes Dice over all slices, false positives on negative ones included.
 
     Args:
         pred: predicted mask, (H, W, D), any dtype, values 0 and 1.
         label: true mask, same shape and values.
 
     Returns:
-        ``{"volume_dice": ...}`` in [0, 1]: 0 when only one mask is empty, NaN (undefined) when both are.
+        `{"volume_dice": ...}` in [0, 1]: 0 when only one mask is empty, NaN (undefined) when both are.
 
     Raises:
         ValueError: shapes differ or are not 3D, or a mask is not binary.
@@ -120,7 +129,7 @@ def volume_metrics(pred: NdarrayOrTensor, label: NdarrayOrTensor) -> dict[str, f
 
 
 def number(row: Row, key: str) -> float:
-    """NaN for what is missing: absent, None, or an empty CSV cell."""
+    """Reads a number from a row; NaN where it is missing: absent, None, or an empty CSV cell."""
     return math.nan if row.get(key) in (None, "") else float(row[key])
 
 
@@ -132,22 +141,23 @@ def _patient(row: Row) -> tuple[str, str]:
     return str(row.get("group") or ""), str(row["case"])
 
 
-def mean(rows: Iterable[Row], key: str) -> float:
-    """Mean of the defined values; NaN when there is none."""
+def mean_defined(rows: Iterable[Row], key: str) -> float:
+    """Averages the defined values; NaN when there is none."""
     values = [v for row in rows if not math.isnan(v := number(row, key))]
     return fmean(values) if values else math.nan
 
 
 def _std(rows: Iterable[Row], key: str, part: Callable[[Row], Any]) -> float:
-    """Standard deviation (ddof = 1) of the means of the parts into which ``part`` sorts the rows; NaN for one part."""
+    """Computes the standard deviation (ddof = 1) of the means of parts, which `part` tells apart; NaN for one part."""
     parts = defaultdict(list)
     for row in rows:
         parts[part(row)].append(row)
-    means = [m for members in parts.values() if not math.isnan(m := mean(members, key))]
+    means = [m for members in parts.values() if not math.isnan(m := mean_defined(members, key))]
     return stdev(means) if len(means) > 1 else math.nan
 
 
 def n_undefined(rows: Iterable[Row], key: str) -> int:
+    """Counts the rows in which a number is missing or NaN."""
     return sum(math.isnan(number(row, key)) for row in rows)
 
 
@@ -159,34 +169,34 @@ def _measures(per_slice: Sequence[Row], per_volume: Sequence[Row]) -> dict[str, 
     }
     for key, rows in (("dice", per_slice), ("iou", per_slice), ("hd95", per_slice), ("volume_dice", per_volume)):
         stds = {"std": _std(rows, key, _seed), "std_cases": _std(rows, key, _patient)}
-        measures[key] = {"mean": mean(rows, key)} | stds
+        measures[key] = {"mean": mean_defined(rows, key)} | stds
     measures["hd95"] |= {"unit": "mm", "n_undefined": n_undefined(per_slice, "hd95")}
     measures["volume_dice"] |= {"n_undefined": n_undefined(per_volume, "volume_dice")}
-    return measures | {"seconds_per_slice": mean(per_volume, "seconds_per_slice")}
+    return measures | {"seconds_per_slice": mean_defined(per_volume, "seconds_per_slice")}
 
 
 def _jsonable(value: Any) -> Any:
-    """``value`` as strict JSON gives it back: NaN and infinity are None, tensors lists, anything foreign its text."""
+    """Returns `value` as strict JSON would: NaN and infinity as None, tensors as lists, other objects as text."""
     text = json.dumps(value, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v))
     return json.loads(text, parse_constant=lambda _: None)
 
 
 def summarise(per_slice: Sequence[Row], per_volume: Sequence[Row], **context: Any) -> dict[str, Any]:
-    """The content of ``summary.json``.
+    """Summarises the rows of an evaluation: the content of `summary.json`.
 
-    ``mean`` is over the slices of all repeats (``volume_dice``: over volumes), ``std`` over the repeats' means (None
-    for one ``seed``), ``std_cases`` over the patients' means (None for one patient), both with ddof = 1. ``n_volumes``
-    and ``n_slices`` count each volume and slice once, ``n_undefined`` each measurement of each repeat;
-    ``seconds_per_slice`` is the mean over the volumes that were timed.
+    `mean` is over the slices of all repeats (`volume_dice`: over volumes), `std` over the repeats' means (None
+    for one `seed`), `std_cases` over the patients' means (None for one patient), both with ddof = 1. `n_volumes`
+    and `n_slices` count each volume and slice once, `n_undefined` each measurement of each repeat;
+    `seconds_per_slice` is the mean over the volumes that were timed.
 
     Args:
-        per_slice: rows of :func:`slice_metrics` with ``case``, ``seed`` (of the repeat, or the number of the fold) and
-            perhaps ``group`` (any text, such as a data set). Rows read back with ``csv.DictReader`` serve as well.
-        per_volume: rows of :func:`volume_metrics` with the same, and perhaps ``seconds_per_slice`` (s).
-        **context: ``bundle``, ``method``, ``settings``, and whatever else shall stand in the summary.
+        per_slice: rows of `slice_metrics` with `case`, `seed` (of the repeat, or the number of the fold) and
+            optionally `group` (any text, such as a data set). Rows from `csv.DictReader` work as well.
+        per_volume: rows of `volume_metrics` with the same, and optionally `seconds_per_slice` (s).
+        **context: `bundle`, `method`, `settings`, and whatever else is to be recorded in the summary.
 
     Returns:
-        The summary, free of NaN (None instead); with ``groups``, the measures of each, where there is more than one.
+        The summary, free of NaN (None instead); with `groups`, the measures of each, where there is more than one.
     """
     head = {key: context.pop(key, None) for key in ("bundle", "method")}
     summary = head | _measures(per_slice, per_volume) | {"settings": {}} | context

@@ -1,19 +1,15 @@
-"""The tables of an evaluation: rows of a case, CSV and text."""
+"""The tables of an evaluation: the rows of a case on disk, CSV files, and the table that is printed."""
 
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from custom_modules.evaluation.metrics import (
-    Row,
-    number,
-)
-from custom_modules.files import read_record, write_json
+from custom_modules.evaluation.metrics import Row, number
+from custom_modules.files import atomic_path, read_json_or_empty, write_json
 
 CASE_COLUMNS = ("case", "group", "seed", "in_training")
 SLICE_COLUMNS = (*CASE_COLUMNS, "slice", "area", "fraction", "dice", "iou", "hd95")
@@ -21,11 +17,11 @@ VOLUME_COLUMNS = (
     *(*CASE_COLUMNS, "n_slices", "dice", "iou", "hd95", "n_undefined", "volume_dice"),
     *("expected_dice", "seconds_per_slice"),
 )
-ROWS = {"gate", "volume", "slices"}  # what a case's file holds beside what it was measured on
+ROW_KEYS = {"gate", "volume", "slices"}  # what a case's file holds beside a record of what was measured
 
 
-def _write(path: Path, rows: Row) -> None:
-    """Rows as JSON, from which `_read` makes the same; NaN, which JSON does not have, is null there."""
+def write_case_rows(path: Path, rows: Row) -> None:
+    """Writes the rows of a case as JSON; NaN, which JSON does not have, becomes null."""
     write_json(path, rows | {"volume": _without_nan(rows["volume"]), "slices": list(map(_without_nan, rows["slices"]))})
 
 
@@ -33,25 +29,26 @@ def _without_nan(row: Row) -> Row:
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
 
 
-def _read(path: Path) -> dict[str, Any]:
-    rows = read_record(path)
-    if not rows.keys() >= ROWS:
+def read_case_rows(path: Path) -> dict[str, Any]:
+    """Reads what `write_case_rows` wrote, null as NaN; a ValueError names the file that is missing or broken."""
+    rows = read_json_or_empty(path)
+    if not rows.keys() >= ROW_KEYS:
         raise ValueError(f"{path}, the rows of a case, is missing or broken: run the same command again.")
     for row in (rows["volume"], *rows["slices"]):
         row.update({key: math.nan for key, value in row.items() if value is None})
     return rows
 
 
-def _csv(rows: Iterable[Row], columns: Sequence[str]) -> str:
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows({k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    return text.getvalue()
+def write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
+    """Writes `rows` as CSV, numbers with seven digits, NaN as `nan`, what is missing as an empty cell."""
+    with atomic_path(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows({k: f"{v:.7g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 
-def _table(per_volume: Sequence[Row], summary: Row) -> str:
-    """Cases as rows, then the means over slices (volume Dice: over volumes)."""
+def printed_table(per_volume: Sequence[Row], summary: Row) -> str:
+    """Lays out the cases as rows of text, and below them the means over slices (volume Dice: over volumes)."""
     keys = ("dice", "iou", "hd95", "volume_dice")
     rows = [*per_volume, {"case": "mean", "n_slices": summary["n_slices"]} | {k: summary[k]["mean"] for k in keys}]
     width = max(len(row["case"]) for row in rows)

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import ignite.distributed as idist
 from monai.data import Dataset, DistributedSampler
 
 from custom_modules.data.dicom import OUTPUT_FORMATS, check_source
+from custom_modules.files import stem_of
 
 DONE, ERROR = "done", "error"
 
 
 def reason(error: BaseException) -> str:
-    """The innermost cause of an error, in one line: MONAI wraps each transform's in one of its own."""
+    """Gives the innermost cause of an error on one line: MONAI wraps each transform's error in one of its own."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 class CaseDataset(Dataset):
-    """MONAI's `Dataset`, for which a case that cannot be read is an item {"case", "error"} instead of an exception.
+    """MONAI's `Dataset`, but a case that cannot be read is an item {"case", "error"} instead of an exception.
 
     Args:
         data: cases {"case", "image", ...}. Each gets "stem", the name of its results: the image's file name without its
             ending, or the case's name for a DICOM series and wherever two stems would collide.
         transform: MONAI transforms of one case.
-        records: handlers that write results; a case for which all of them say `is_done(case)` is an item {"case",
-            "stem", "done"} and not prepared.
+        records: handlers that write results; a case for which all of them say `is_done(case)` is not prepared, but an
+            item {"case", "stem", "done"}.
         overwrite: no case counts as done.
-        output_format: `nifti`, or `dicom_seg`: for that, an image has to be a DICOM series.
+        output_format: `nifti`, or `dicom_seg`, for which an image has to be a DICOM series.
 
     Raises:
-        ValueError: if `output_format` is something else.
+        ValueError: `output_format` is neither.
     """
 
     def __init__(
@@ -49,13 +49,7 @@ class CaseDataset(Dataset):
             raise ValueError(f"output_format must be one of {list(OUTPUT_FORMATS)}; got {output_format!r}.")
         self.output_format = output_format
         self.records = [] if overwrite else list(records)
-        stems = [_stem(case) for case in data]
-        counts, names = Counter(stems), {case["case"] for case in data}
-        named = []
-        for case, stem in zip(data, stems, strict=True):
-            unique = counts[stem] == 1 and (stem == case["case"] or stem not in names)  # another may fall back on it
-            named.append({**case, "stem": stem if stem and unique else case["case"]})
-        super().__init__(named, transform)
+        super().__init__([{**case, "stem": stem} for case, stem in zip(data, _unique_stems(data))], transform)
 
     def _transform(self, index: int) -> dict:
         case = self.data[index]
@@ -68,19 +62,24 @@ class CaseDataset(Dataset):
             return {"case": case["case"], ERROR: reason(error)}
 
 
-def _stem(case: Mapping) -> str:
-    name = Path(case["image"]).name
-    return next((name[: -len(ending)] for ending in (".nii.gz", ".nii") if name.endswith(ending)), "")
+def _unique_stems(cases: Sequence[Mapping]) -> list[str]:
+    is_file = [case["image"].endswith((".nii", ".nii.gz")) for case in cases]
+    stems = [stem_of(case["image"]) if file else case["case"] for case, file in zip(cases, is_file)]
+    counts, names = Counter(stems), {case["case"] for case in cases}
+    return [  # another case may fall back on its name
+        stem if counts[stem] == 1 and (stem == case["case"] or stem not in names) else case["case"]
+        for case, stem in zip(cases, stems)
+    ]
 
 
 class CaseSampler(DistributedSampler):
-    """Divides the cases among the processes (torchrun), none of them twice to fill up.
+    """Divides the cases among the processes (torchrun) without repeating any to even out the shares.
 
     Args:
         dataset: the cases.
 
     Raises:
-        ValueError: if there are fewer cases than processes.
+        ValueError: there are fewer cases than processes.
     """
 
     def __init__(self, dataset: CaseDataset) -> None:

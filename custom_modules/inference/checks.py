@@ -1,4 +1,4 @@
-"""Checks of a volume before any work."""
+"""Checks of a volume before any work is done on it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from monai.transforms import MapTransform
 
 
 class CheckVolumed(MapTransform):
-    """Stops a volume that no method can work on, before any work, with its case, what is wrong and how to mend it.
+    """Refuses a volume that no method can work on; the error names the case, what is wrong and how to fix it.
 
-    Expects (C, ...) after `EnsureChannelFirstd`; with `channel` in the case (multi-modal files such as MSD's) keeps
-    that channel. Returns (1, H, W, D).
+    Expects (C, ...) after `EnsureChannelFirstd` and returns (1, H, W, D): the only channel, or the one that `channel`
+    in the case names (multi-modal files such as MSD's).
 
     Raises:
-        ValueError: if the volume is not 3D, has several channels and none chosen, holds NaN or infinity, or is
+        ValueError: the volume is not 3D, has several channels and none is chosen, holds NaN or infinity, or is
             constant.
     """
 
@@ -39,8 +39,7 @@ class CheckVolumed(MapTransform):
                 f"{where} is 4D with {shape[0]} channels or time points; split it into 3D files, or name one by "
                 f'"channel": 0 in the datalist.'
             )
-        if not torch.isfinite(image).all():
-            count = int((~torch.isfinite(image)).sum())
+        if count := int((~torch.isfinite(image)).sum()):
             raise ValueError(f"{where} holds {count} NaN or infinite voxels; replace them before use.")
         if image.min() == image.max():
             raise ValueError(f"{where} is constant ({float(image.min()):g} everywhere): an empty or broken file.")

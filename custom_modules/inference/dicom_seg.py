@@ -12,16 +12,16 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from custom_modules import __version__
+from custom_modules.data.dicom import TOLERANCE, read_series, slice_planes
 from custom_modules.files import atomic_path, result_file
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation, SegmentDescription
     from pydicom import Dataset
-from custom_modules.data.dicom import TOLERANCE, read_series, slice_planes
 
 logger = logging.getLogger(__name__)
 CODES = ("category", "type", "region", "family")
-# highdicom wants them in the source, where they may be empty; anonymisation often takes them away
+# highdicom needs them in the source, if only empty; anonymisation often removes them
 MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
                 "StudyDate", "StudyTime")  # fmt: skip
 
@@ -29,24 +29,23 @@ MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "A
 class SaveDicomSegd(MapTransform):
     """Writes the mask as `<output_dir>/<stem>/<stem>_seg.dcm`: a binary DICOM Segmentation, whole or not at all.
 
-    It has one frame for each slice of the source series, empty ones too, at that slice's own position: the mask voxel
-    for voxel, and valid where nothing was found. `keys` hold a mask MetaTensor (1, W, H, D) of 0 and 1 on the grid of
-    the series; its case has "stem", and the `image_key` entry the folder of the series as `filename_or_obj`.
+    It has one frame for each slice of the source series, at that slice's own position and voxel for voxel; empty frames
+    are written too, so the file is valid where nothing was found. `keys` hold a mask MetaTensor (1, W, H, D) of 0 and 1
+    on the grid of the series; its case has "stem", and as "image" a MetaTensor whose meta data name the folder of the
+    series (`filename_or_obj`).
 
     Args:
-        output_dir: of the results.
+        output_dir: folder of the results.
         segment: what the mask shows: "label" (text), and "category", "type", "region" (of the body) and "family" (of
             the algorithm), codes as [value, coding scheme, meaning].
         algorithm: its name.
-        image_key: the image that the mask is of.
 
     Raises:
-        ValueError: if `segment` is not made so, or the mask does not lie on the series.
+        ValueError: `segment` lacks one of these, has others, or a code is not three texts; or the mask is not on the
+            grid of the series.
     """
 
-    def __init__(
-        self, output_dir: str, segment: Mapping, algorithm: str, keys="pred", image_key: str = "image"
-    ) -> None:
+    def __init__(self, output_dir: str, segment: Mapping, algorithm: str, keys="pred") -> None:
         super().__init__(keys)
         for name in CODES:
             code = segment.get(name)
@@ -57,11 +56,10 @@ class SaveDicomSegd(MapTransform):
         if unknown := set(segment) ^ {"label", *CODES}:
             raise ValueError(f"segment must have label, {', '.join(CODES)}; got or lacks {', '.join(sorted(unknown))}.")
         self.output_dir, self.segment, self.algorithm = output_dir, dict(segment), algorithm
-        self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         for key in self.key_iterator(data):
-            headers = read_series(data[self.image_key].meta["filename_or_obj"])
+            headers = read_series(data["image"].meta["filename_or_obj"])
             frames = mask_frames(data[key], headers)
             if not frames.any():
                 logger.info("case %s: nothing was found; the frames of its DICOM Segmentation are empty", data["case"])
@@ -71,10 +69,10 @@ class SaveDicomSegd(MapTransform):
 
 
 def mask_frames(mask: MetaTensor, headers: Sequence[Dataset]) -> np.ndarray:
-    """The mask (1, W, H, D) as frames (D, rows H, columns W) bool, in the order of the series it was made of.
+    """Turns the mask (1, W, H, D) into frames (D, rows H, columns W) bool, in the order of the slices of its series.
 
     Raises:
-        ValueError: its slices do not lie where those of the series do.
+        ValueError: the mask's slices are not where those of the series are.
     """
     frames = np.asarray(mask[0].as_tensor().cpu().to(torch.bool)).T
     positions, orientations = slice_planes(headers)
@@ -89,14 +87,13 @@ def mask_frames(mask: MetaTensor, headers: Sequence[Dataset]) -> np.ndarray:
 
 
 def segmentation(headers: Sequence[Dataset], frames: np.ndarray, segment: Mapping, algorithm: str) -> Segmentation:
-    """DICOM Segmentation of the series with `headers`; `frames` (D, H, W) bool belong to its slices in order."""
+    """Makes the DICOM Segmentation of the series with `headers`; `frames` (D, H, W) bool are its slices in order."""
     import highdicom
     from pydicom.uid import ExplicitVRLittleEndian
 
     for header in headers:
         for name in MAY_BE_EMPTY:
-            if name not in header:
-                setattr(header, name, None)
+            header.setdefault(name, None)
     return highdicom.seg.Segmentation(
         source_images=headers,
         pixel_array=frames,
@@ -110,7 +107,7 @@ def segmentation(headers: Sequence[Dataset], frames: np.ndarray, segment: Mappin
         manufacturer="weak-diffusion-segmentation",
         manufacturer_model_name=algorithm,
         software_versions=__version__,
-        device_serial_number="0",  # must be there, and software has none
+        device_serial_number="0",  # required, and software has none
         content_description=f"{segment['label']}, for research only",
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=False,
@@ -118,7 +115,7 @@ def segmentation(headers: Sequence[Dataset], frames: np.ndarray, segment: Mappin
 
 
 def describe_segment(segment: Mapping, algorithm: str) -> SegmentDescription:
-    """Segment 1, made by this version of `algorithm`; `segment` as in `SaveDicomSegd`."""
+    """Describes segment 1, made by this version of `algorithm`; `segment` as in `SaveDicomSegd`."""
     import highdicom
     from pydicom.sr.coding import Code
 

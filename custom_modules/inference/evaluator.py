@@ -1,7 +1,8 @@
-"""The evaluator over volumes: one bad case is reported by name, the others are finished, and nothing is done twice.
+"""The evaluator over volumes: it reports a failed case by name, finishes the others, and does nothing twice.
 
-MONAI's evaluator ends at the first exception; in an archive of a thousand volumes that is the wrong one to lose.
-Several processes (torchrun) divide the cases by the data loader's sampler, and all of them end with the same report.
+MONAI's evaluator ends at the first exception; one broken file must not end the run over an archive of a thousand
+volumes. Several processes (torchrun) share the cases by the data loader's sampler, and all of them end with the same
+report.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from functools import cached_property
 import ignite.distributed as idist
 from ignite.engine import Engine
 from monai.engines import SupervisedEvaluator
-from monai.engines.utils import PrepareBatch
+from monai.engines.utils import IterationEvents, PrepareBatch
 
 from custom_modules.inference.cases import DONE, ERROR, reason
+from custom_modules.inference.inferer import FACTS
 
 logger = logging.getLogger(__name__)
 
 
 class VolumeBatch(PrepareBatch):
-    """Batch of `CaseDataset` -> image (B, 1, H, W, D) on the engine's device, and the tags where the case has them."""
+    """Gives the engine the image (B, 1, H, W, D) of a batch on its device, and the tags where the case has them."""
 
     def __call__(self, batchdata: Mapping, device=None, non_blocking: bool = False, **kwargs):
         image = batchdata["image"].to(device=device, non_blocking=non_blocking)
@@ -31,11 +33,12 @@ class VolumeBatch(PrepareBatch):
 
 
 class VolumeEvaluator(SupervisedEvaluator):
-    """MONAI's evaluator that goes on after a failed case and raises at the end, naming all of them.
+    """Runs inference on every case, goes on after a failed one, and raises at the end, naming all that failed.
 
     `failures` maps case to reason, after a run those of all processes; `seen` holds the cases of this process and
-    `done` the stems of those that were there already. After each iteration `state.output` is a list of one dict a
-    volume, which holds the case's own entries too, or is empty when the case failed or was there.
+    `done` the stems of those whose results already exist. After each iteration `state.output` is a list of one dict per
+    volume: the case's own entries, the output of the postprocessing, and the inferer's facts. It is empty when the case
+    failed or is already done.
     """
 
     def __init__(self, *args, **kwargs) -> None:
@@ -43,20 +46,20 @@ class VolumeEvaluator(SupervisedEvaluator):
         self.seen: list[str] = []
         self.done: list[str] = []
         super().__init__(*args, **kwargs)
+        self.add_event_handler(IterationEvents.FORWARD_COMPLETED, _unpack_facts)  # before decollation and `Invertd`
 
     @cached_property
     def cases(self) -> dict[str, dict]:
-        """The cases of the data set by their stems, in order: all of them, whichever the data loader gives."""
+        """All cases of the data set by their stems, in order, not only those that the data loader gives."""
         return {case["stem"]: case for case in self.data_loader.dataset.data}
 
     def _iteration(self, engine: Engine, batchdata: Mapping) -> list[dict]:
         cases = list(batchdata["case"])
         rank = f" on rank {idist.get_rank()}" if idist.get_world_size() > 1 else ""
-        there = ": there already" if DONE in batchdata else ""
         number = f"({engine.state.iteration} of {engine.state.epoch_length}{rank})"
-        logger.info("case %s %s%s", ", ".join(cases), number, there)
+        logger.info("case %s %s%s", ", ".join(cases), number, ": already done" if DONE in batchdata else "")
         self.seen += cases
-        if there:
+        if DONE in batchdata:
             self.done += batchdata["stem"]
             return []
         try:
@@ -68,8 +71,7 @@ class VolumeEvaluator(SupervisedEvaluator):
             self.failures.update(dict.fromkeys(cases, why))
             logger.error("case %s failed: %s", ", ".join(cases), why)
             return []
-        items = zip(engine.state.batch, engine.state.output, self.inferer.facts, strict=True)
-        return [{**item, **output, **facts} for item, output, facts in items]
+        return [{**item, **output} for item, output in zip(engine.state.batch, engine.state.output, strict=True)]
 
     def run(self, global_epoch: int = 1) -> None:
         """Evaluates every case; of several processes, each those that its data loader gives it.
@@ -83,17 +85,23 @@ class VolumeEvaluator(SupervisedEvaluator):
         self.failures, n_cases = dict(sorted(ChainMap(*failures).items())), len(set().union(*seen))
         if idist.get_rank() == 0 and any(done):
             logger.info(
-                "%d of %d cases were there already, made with the same settings, overrides, first config file, "
-                "weights and image (--overwrite True does them anew)", len(set().union(*done)), n_cases
+                "%d of %d cases were already done with the same settings, overrides, first config file, weights and "
+                "image (--overwrite True does them again)", len(set().union(*done)), n_cases
             )  # fmt: skip
         if self.failures:
             listed = "\n".join(f"  {case}: {why}" for case, why in self.failures.items())
             raise RuntimeError(f"{len(self.failures)} of {n_cases} cases failed:\n{listed}")
 
 
+def _unpack_facts(engine: Engine) -> None:
+    """Moves the inferer's facts from the meta data of `pred` to entries beside it."""
+    output = engine.state.output
+    output.update(output["pred"].meta.pop(FACTS, {}))
+
+
 @contextlib.contextmanager
 def one_case(engine: VolumeEvaluator, case: str) -> Iterator[None]:
-    """For handlers: an error ends the case, which then is no output any more but one of `failures`, and not the run."""
+    """Makes an error in a handler end its case instead of the run: out of `state.output`, into `failures`."""
     try:
         yield
     except Exception as error:

@@ -1,42 +1,41 @@
-"""Transforms this product adds to MONAI's: volume checks, tags that travel with the volume, the body region, masks.
-
-A volume passes (1, H, W, D); after `Orientationd` the slices run along the last axis, whatever the order on disk.
-"""
+"""From the saliency to the mask: thresholds on the native grid, largest components."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 
 import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import KeepLargestConnectedComponent, MapTransform
+from monai.transforms import MapTransform
+from monai.transforms.utils import get_largest_connected_component_mask
 from skimage.filters import threshold_otsu
+
+from custom_modules.inference.uncertainty import expected_dice, voxel_entropy
 
 
 class SaliencyToMaskd(MapTransform):
     """Thresholds the saliency on the native grid: positive part, Otsu inside the region, largest components.
 
     `keys` hold what `SaliencyInferer` returns, brought back to the input's grid: (C + 1, H, W, D), C maps of the signed
-    saliency and the region. They become the binary mask (1, H, W, D) uint8 of the maps' mean, which is kept inside the
-    region under `saliency_key`, (1, H, W, D) float32. Negative values mean that the target would darken the voxel; they
-    count as 0.
+    saliency and the region. They become the binary mask (1, H, W, D) uint8 of the maps' mean; that mean, 0 outside the
+    region, is kept under `saliency`, (1, H, W, D) float32. Negative values mean that the target would darken the voxel;
+    they count as 0.
 
-    With `uncertainty`, each voxel has a probability p: how many of the C maps' own masks hold it, or of a single map
-    its value, which then must be one (segmenter, supervised). `uncertainty_key` is its binary entropy in bits, 0 (sure)
-    to 1, (1, H, W, D) float32. `expected_dice`, a number, is the Dice that the mask would have if p were true: the mean
-    of those with the C masks, or 2 sum(p mask) / (sum(p) + sum(mask)); None where both are empty.
+    With `uncertainty`, two entries are added (see `custom_modules.inference.uncertainty`): `uncertainty`, the entropy
+    of each voxel, (1, H, W, D) float32 in bits, and `expected_dice`, a number or None. They come from the masks of the
+    C maps, or where C is 1 from the map's values, which must then be probabilities (segmenter, supervised).
 
     Args:
-        threshold: `otsu` (a threshold a slice), `average_otsu` (the mean of the slices' thresholds, for the volume),
+        threshold: `otsu` (a threshold per slice), `average_otsu` (the mean of the slices' thresholds, for the volume),
             or a number.
         num_components: largest 3D components kept; 0 keeps all.
-        orientation: axis codes of preprocessing; the slices run along its last letter.
-        uncertainty: whether to say how sure the mask is.
+        orientation: axis codes of preprocessing; the slices run along the axis of its last letter.
+        uncertainty: whether to add the two entries.
 
     Raises:
-        ValueError: if `threshold` is something else.
+        ValueError: `threshold` is none of these, or a number is below 0.
     """
 
     def __init__(
@@ -45,9 +44,7 @@ class SaliencyToMaskd(MapTransform):
         threshold: str | float = "otsu",
         num_components: int = 1,
         orientation: str = "LPS",
-        saliency_key: str = "saliency",
         uncertainty: bool = False,
-        uncertainty_key: str = "uncertainty",
     ) -> None:
         super().__init__(keys)
         if isinstance(threshold, str) and threshold not in ("otsu", "average_otsu"):
@@ -57,9 +54,7 @@ class SaliencyToMaskd(MapTransform):
         if num_components < 0:
             raise ValueError(f"num_components must be >= 0; got {num_components}.")
         self.threshold, self.num_components = threshold, num_components
-        self.keep_largest = KeepLargestConnectedComponent(is_onehot=False, num_components=num_components)
-        self.orientation, self.saliency_key = orientation, saliency_key
-        self.uncertainty, self.uncertainty_key = uncertainty, uncertainty_key
+        self.orientation, self.uncertainty = orientation, uncertainty
 
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         out = dict(data)
@@ -72,36 +67,28 @@ class SaliencyToMaskd(MapTransform):
             if "stem" in out:  # what SaveImaged names the files by
                 saliency.meta["filename_or_obj"] = f"{out['stem']}.nii.gz"
             if self.uncertainty:
-                several = [self._mask(one[None], region) for one in maps] if len(maps) > 1 else [saliency.clamp(0, 1)]
-                p = torch.stack([torch.as_tensor(one).float() for one in several]).mean(dim=0)
-                entropy = -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p)) / np.log(2)
-                out[self.uncertainty_key] = MetaTensor(entropy, meta=saliency.meta)
-                out["expected_dice"] = _expected_dice(several, mask)
-            out[self.saliency_key] = saliency
+                votes = [self._mask(one[None], region) for one in maps] if len(maps) > 1 else [saliency.clamp(0, 1)]
+                out["uncertainty"] = MetaTensor(voxel_entropy(votes), meta=saliency.meta)
+                out["expected_dice"] = expected_dice(votes, mask)
+            out["saliency"] = saliency
             out[key] = MetaTensor(mask, meta=saliency.meta)
         return out
 
     def _mask(self, saliency: MetaTensor, region: torch.Tensor) -> torch.Tensor:
-        """The mask uint8 of one `saliency` in `region`, all (1, H, W, D)."""
+        """Makes the mask uint8 of one `saliency` in `region`, all (1, H, W, D)."""
         axis = slice_axis_of(np.asarray(saliency.affine.cpu()), self.orientation)
         slices = [np.moveaxis(np.asarray(v[0].cpu()), axis, 0) for v in (saliency, region)]
-        mask = threshold_slices(*slices, self.threshold)
-        mask = torch.as_tensor(np.moveaxis(mask, 0, axis).astype(np.uint8))[None]
-        return self.keep_largest(mask) if self.num_components else mask
-
-
-def _expected_dice(several: Sequence[torch.Tensor], mask: torch.Tensor) -> float | None:
-    """The mean Dice of `mask` with `several` masks, or probabilities, of its shape; None where all are empty."""
-    sums = [(float((one * mask).sum()), float(one.sum() + mask.sum())) for one in several]
-    dice = [2 * both / total for both, total in sums if total]
-    return sum(dice) / len(dice) if dice else None
+        mask = np.moveaxis(threshold_slices(*slices, self.threshold), 0, axis)
+        if self.num_components:
+            mask = get_largest_connected_component_mask(mask, num_components=self.num_components)
+        return torch.as_tensor(mask.astype(np.uint8))[None]
 
 
 def threshold_slices(
     saliency: np.ndarray, region: np.ndarray, threshold: str | float, scale: float = 1.0
 ) -> np.ndarray:
-    """Binary slices (D, H, W) of `saliency` (D, H, W) inside `region` (D, H, W) bool; see `SaliencyToMaskd`. Otsu's
-    thresholds count `scale` times."""
+    """Thresholds the positive part of each slice of `saliency` (D, H, W) inside `region` (D, H, W) bool, to (D, H, W)
+    bool. `threshold` is that of `SaliencyToMaskd`; Otsu's thresholds are multiplied by `scale`."""
     positive = np.maximum(saliency, 0)
     if not isinstance(threshold, str):
         return region & (positive > threshold)
@@ -116,7 +103,7 @@ def threshold_slices(
 
 
 def slice_axis_of(affine: np.ndarray, orientation: str) -> int:
-    """Which axis of an array with `affine` (4, 4) runs along the last letter of `orientation`, such as S in LPS."""
+    """Returns the axis of an array with `affine` (4, 4) that runs along the last letter of `orientation` (S in LPS)."""
     pairs = ({"L", "R"}, {"A", "P"}, {"S", "I"})
     wanted = next(i for i, pair in enumerate(pairs) if orientation[-1] in pair)
     return int(np.flatnonzero(nib.io_orientation(affine)[:, 0] == wanted)[0])

@@ -1,10 +1,10 @@
-"""How a result came to be, written beside it; by it, a later run knows what is done."""
+"""How a result was made, written beside it; from this record a later run knows what is already done."""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -15,9 +15,8 @@ from monai.bundle.utils import ID_SEP_KEY
 from monai.engines.utils import IterationEvents
 
 from custom_modules import __version__
-from custom_modules.files import read_record, remove_partial, result_file, sha256, write_json
+from custom_modules.files import read_json_or_empty, remove_partial, result_file, sha256, write_json
 from custom_modules.inference.evaluator import one_case
-from custom_modules.knobs import command_line
 
 VOLUMES, UNCERTAINTY, SEGMENTATION = ["mask.nii.gz", "saliency.nii.gz"], "uncertainty.nii.gz", "seg.dcm"
 VERSIONS = {
@@ -29,18 +28,19 @@ VERSIONS = {
 
 
 class Provenance:
-    """Writes `<output_dir>/<stem>/<stem>_provenance.json` beside each result, last: how it came to be.
+    """Writes `<output_dir>/<stem>/<stem>_provenance.json` beside each result, last: how it was made.
 
-    By it, a later run knows what is done (`is_done`). So it is taken away before a result is replaced: a process that
-    is killed in between leaves none that speaks of other files. Of the command line of `monai.bundle`, it records the
-    nested ids (`a#b`) and the SHA-256 of the first config file; {} and None in a process that was started otherwise.
+    A later run reads it to know what is already done (`is_done`). So it is removed before a result is replaced: a
+    process that is killed in between leaves no record of other files.
 
     Args:
-        output_dir: of the results.
+        output_dir: folder of the results.
         ckpt_path: the weights, whose SHA-256 is recorded; None where there are none.
         settings: knobs to record.
         gate_ckpt_path: the weights of the classifier where that is the gate, else None.
-        output_format: `dicom_seg`: a result has a DICOM Segmentation too.
+        output_format: with `dicom_seg` a result has a DICOM Segmentation, too.
+        command: what `custom_modules.knobs.command_line` returns, {id: value} and the config files. The nested ids
+            (`a#b`) and the SHA-256 of the first config file are recorded, {} and None by default.
     """
 
     def __init__(
@@ -50,10 +50,11 @@ class Provenance:
         settings: Mapping,
         gate_ckpt_path: str | None = None,
         output_format: str = "nifti",
+        command: tuple[Mapping[str, str], Sequence[str]] = ({}, ()),
     ) -> None:
         self.output_dir, self.ckpt_path, self.gate_ckpt_path = Path(output_dir), ckpt_path, gate_ckpt_path
         self.settings = json.loads(json.dumps(settings))  # as they are read back
-        given, files = command_line()
+        given, files = command
         nested = {name.replace(ID_SEP_KEY, "#"): value for name, value in given.items()}
         self.overrides = {name: value for name, value in nested.items() if "#" in name}
         self.config_sha256 = sha256(files[0]) if files else None
@@ -62,15 +63,15 @@ class Provenance:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, lambda: self._weights)  # once, before the loader's workers are forked
-        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._withdraw)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._remove_outdated)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def is_done(self, case: Mapping) -> bool:
-        """Whether the result of `case` stands there whole, made by this version from the same (`_origin`)."""
-        facts = read_record(self._file(case["stem"]))
-        there = all(self._file(case["stem"], volume).is_file() for volume in self.volumes)
+        """Says whether the result of `case` exists, is whole, and was made by this version from the same `_origin`."""
+        facts = read_json_or_empty(self._file(case["stem"]))
+        whole = all(self._file(case["stem"], volume).is_file() for volume in self.volumes)
         version = facts.get("versions", {}).get("custom_modules")
-        return there and version == __version__ and facts.items() >= self._origin(case).items()
+        return whole and version == __version__ and facts.items() >= self._origin(case).items()
 
     def _file(self, stem: str, ending: str = "provenance.json") -> Path:
         return result_file(self.output_dir, stem, ending)
@@ -81,7 +82,7 @@ class Provenance:
         return {name: sha256(path) if path else None for name, path in paths.items()}
 
     def _origin(self, case: Mapping) -> dict:
-        """What is recorded of all that a result depends on. Overlays are not: they show in `settings` alone."""
+        """Collects all that a result depends on. Overlay configs are not recorded: they show in `settings` only."""
         return {
             "settings": self.settings,
             "overrides": self.overrides,
@@ -91,13 +92,12 @@ class Provenance:
             **{key: case.get(key) for key in ("channel", "slice_labels")},
         }
 
-    def _withdraw(self, engine: Engine) -> None:
-        for path in map(self._file, engine.state.batch["stem"]):
-            path.unlink(missing_ok=True)
-            remove_partial(path.parent)
-        for stem in engine.state.batch["stem"]:  # with other settings, none takes its place
-            for optional in (SEGMENTATION, UNCERTAINTY):
-                self._file(stem, optional).unlink(missing_ok=True)
+    def _remove_outdated(self, engine: Engine) -> None:
+        """Removes the record of an earlier result, what killed processes left, and files that may not be replaced."""
+        for stem in engine.state.batch["stem"]:
+            for ending in ("provenance.json", SEGMENTATION, UNCERTAINTY):  # other settings may write no new one
+                self._file(stem, ending).unlink(missing_ok=True)
+            remove_partial(self._file(stem).parent)
 
     def __call__(self, engine: Engine) -> None:
         for item in engine.state.output:
@@ -117,5 +117,5 @@ class Provenance:
         if "expected_dice" in item:
             facts["expected_dice"] = item["expected_dice"]
         if "gate_probability" in item:
-            facts["gate_probability"] = [round(p, 4) for p in item["gate_probability"]]
+            facts["gate_probability"] = [round(p, 4) for p in item["gate_probability"].tolist()]
         return facts

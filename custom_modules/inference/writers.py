@@ -1,4 +1,4 @@
-"""MONAI's NIfTI writer, so that a file is either whole or absent."""
+"""NIfTI files that are either whole or absent."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from custom_modules.files import atomic_path
 
 
 class AtomicNibabelWriter(NibabelWriter):
-    """MONAI's NIfTI writer through `atomic_path`.
+    """Writes by MONAI's NIfTI writer through `atomic_path`.
 
-    A volume of one slice stays a volume; MONAI's writer drops its last axis together with the channel's.
+    A volume of one slice stays a volume: MONAI's writer would drop its last axis together with the channel's.
     """
 
     def set_data_array(self, data_array, *args, **kwargs) -> None:

@@ -16,7 +16,7 @@ import torch
 from monai.data import load_net_with_metadata
 
 from custom_modules.diffusion import Diffusion
-from custom_modules.inference.inferer import SaliencyInferer
+from custom_modules.inference.inferer import FACTS, SaliencyInferer
 from custom_modules.methods.cdm import CDM
 from packing import export, record
 from tests.helpers.bundles import REPO, TINY, config, head, monai_bundle, save_nifti
@@ -91,7 +91,7 @@ def test_the_bundles_inferer_runs_the_trace(exported):
     method = CDM(Diffusion(), 20, num_steps=1, guidance_scale=5.0, amp=False)
     inferer = SaliencyInferer(method, gate="classifier", gate_threshold=0.4, amp=False)
     found, expected = inferer(x, torch.jit.load(exported.folder / "model.ts")), inferer(x, exported.network)
-    assert inferer.facts[0]["n_slices"] and expected[:, :1].abs().max() > 0
+    assert expected.meta[FACTS]["n_slices"].all() and expected[:, :1].abs().max() > 0
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 

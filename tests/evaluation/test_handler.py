@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import re
 
-import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 
-from custom_modules.evaluation import handler as handler_module
+from custom_modules.evaluation import tables
 from custom_modules.evaluation.handler import EvaluationMetrics
-from custom_modules.evaluation.labels import LoadLabeld
 from custom_modules.evaluation.metrics import summarise
-from custom_modules.evaluation.tables import _write
-from tests.helpers.volumes import save_volume
-
-LABEL = np.array([[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
-PRED = np.array([[0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]])  # the square, moved by one pixel
-EMPTY = np.zeros((4, 4), int)
-
-
-def volume(*slices: np.ndarray) -> np.ndarray:
-    return np.stack(slices, axis=-1)
-
-
-def item(case, pred, label, **more):
-    affine = torch.diag(torch.tensor([2.0, 3.0, 5.0, 1.0]))
-    pred, label = (MetaTensor(torch.as_tensor(mask)[None].float(), affine=affine) for mask in (pred, label))
-    return {"case": case, "stem": case, "pred": pred, "label": label, **more}
-
-
-def run(handler, outputs, cases=None, done=()):
-    """As in a `VolumeEvaluator` over `cases` (by default those put out), of which `done` were there already."""
-    engine = Engine(lambda engine, output: output)
-    names = [item["case"] for output in outputs for item in output] if cases is None else cases
-    engine.cases = {name: {"case": name, "stem": name, "label_file": f"{name}_seg.nii.gz"} for name in names}
-    engine.done, engine.failures = list(done), {}
-    handler.attach(engine)
-    engine.run(outputs)
-    handler.failures = engine.failures
-    return handler.folder
-
-
-def read(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+from tests.helpers.evaluations import EMPTY, LABEL, PRED, item, read, run, volume
 
 
 def test_handler_in_an_engine(tmp_path, caplog, capsys):
@@ -109,7 +74,7 @@ def test_rows_of_a_case_that_is_not_finished_now_are_not_counted(tmp_path):
     assert [row["case"] for row in read(handler.folder / "per_volume.csv")] == ["b"]
 
 
-def test_rows_are_those_of_the_mask_and_label_that_lie_there(tmp_path):
+def test_rows_are_those_of_the_mask_and_label_on_disk(tmp_path):
     label, mask = tmp_path / "a_seg.nii.gz", tmp_path / "a" / "a_mask.nii.gz"
     case = {"case": "a", "stem": "a", "label_file": str(label)}
     mask.parent.mkdir()
@@ -180,8 +145,8 @@ def test_a_case_whose_rows_cannot_be_written_fails(tmp_path, monkeypatch):
             raise OSError("No space left on device")
         write(path, rows)
 
-    write = _write
-    monkeypatch.setattr(handler_module, "_write", full)
+    write = tables.write_case_rows
+    monkeypatch.setattr(tables, "write_case_rows", full)
     handler = EvaluationMetrics(tmp_path, "b", "m")
     folder = run(handler, [[item(name, volume(PRED), volume(LABEL)) for name in ("a", "b")]])
     assert handler.failures == {"a": "OSError: No space left on device"}
@@ -197,81 +162,3 @@ def test_rows_that_are_gone_at_the_end_are_named(tmp_path, content):
         path.write_text(content)
     with pytest.raises(ValueError, match=rf"{re.escape(str(path))}.* missing or broken: run the same command again"):
         run(handler, [[]], cases=["a"], done=["a"])
-
-
-# ---- the classifier, and the Dice to expect
-
-
-def gated(case, probabilities, tags, **more):
-    """A case of as many slices, the last of which shows the target."""
-    tags = MetaTensor(torch.tensor(tags, dtype=torch.uint8).expand(1, 4, 4, len(tags)))
-    masks = [EMPTY] * (tags.shape[-1] - 1) + [LABEL]
-    more = {"gate_probability": probabilities, "slice_labels": tags} | more
-    return item(case, volume(*masks), volume(*masks), **more)
-
-
-def test_sensitivity_of_the_classifier_by_hand(tmp_path, caplog):
-    """21 negative slices at 0, 0.01, ..., 0.20: 95 % of them lie at or below the 20th, 0.19. Of five positive ones two
-    are above it; 0.19 itself is not."""
-    caplog.set_level(logging.INFO)
-    negative = [k / 100 for k in range(21)]
-    outputs = [[gated("a", [*negative, 0.9], [0] * 21 + [1])], [gated("b", [0.05, 0.1, 0.19, 0.2], [1, 1, 1, 1])]]
-    folder = run(EvaluationMetrics(tmp_path, "brats_flair", "cdm"), outputs)
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["classifier_sensitivity"] == pytest.approx(2 / 5)
-    assert "sensitivity 0.400 at specificity 0.95" in caplog.text and "classifier over 26 slices" in caplog.text
-    # AUC: of the 5 x 21 pairs in order: 0.9 has 21, 0.05 5, 0.1 10, 0.19 19, 0.2 20, and 4 ties count half
-    assert summary["classifier_auc"] == pytest.approx((21 + 5 + 10 + 19 + 20 + 2) / 105)
-
-
-@pytest.mark.parametrize("tag", [0, 1])
-def test_one_tag_alone_has_no_sensitivity(tmp_path, tag):
-    folder = run(EvaluationMetrics(tmp_path, "brats_flair", "cdm"), [[gated("a", [0.2, 0.8], [tag] * 2)]])
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["classifier_sensitivity"] is None and summary["classifier_auc"] is None
-
-
-HALF, NOTHING = PRED, EMPTY  # volume Dice 0.5 and 0
-
-
-def expecting(**dice):
-    """Cases "name": (prediction, expected Dice), all with the target LABEL."""
-    return [[item(name, volume(pred), volume(LABEL), expected_dice=value)] for name, (pred, value) in dice.items()]
-
-
-def test_the_dice_to_expect_stands_beside_the_dice(tmp_path):
-    cases = expecting(a=(LABEL, 0.9), b=(HALF, 0.95), c=(NOTHING, 0.1), d=(LABEL, None))
-    cases += [[item("e", volume(LABEL), volume(LABEL))]]  # without uncertainty
-    folder = run(EvaluationMetrics(tmp_path, "brats_flair", "cdm"), cases)
-    rows = read(folder / "per_volume.csv")
-    assert [row["expected_dice"] for row in rows] == ["0.9", "0.95", "0.1", "nan", "nan"]
-    # of a, b, c the ranks of the Dice (1, 0.5, 0) are 3, 2, 1, those of the expected 2, 3, 1:
-    # 1 - 6 (1 + 1 + 0) / (3 (9 - 1)) = 0.5
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["expected_dice_spearman"] == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize(
-    "cases",
-    [
-        expecting(a=(LABEL, 0.9), b=(HALF, 0.5)),  # two points lie on a line
-        expecting(a=(LABEL, 0.9), b=(HALF, 0.5), c=(NOTHING, None)),
-        expecting(a=(NOTHING, 0.9), b=(NOTHING, 0.5), c=(NOTHING, 0.4)),  # one rank for all
-        expecting(a=(LABEL, 0.5), b=(HALF, 0.5), c=(NOTHING, 0.5)),
-    ],
-    ids=["two", "two known", "one Dice", "one expectation"],
-)
-def test_without_ranks_there_is_no_correlation(tmp_path, cases):
-    folder = run(EvaluationMetrics(tmp_path, "brats_flair", "cdm"), cases)
-    assert json.loads((folder / "summary.json").read_text())["expected_dice_spearman"] is None
-
-
-def test_the_label_is_read_in_the_stored_order(tmp_path):
-    values = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
-    path = save_volume(tmp_path / "a_seg.nii.gz", values)
-    affine = torch.diag(torch.tensor([2.0, 3.0, 5.0, 1.0], dtype=torch.float64))
-    case = {"pred": MetaTensor(torch.zeros(1, 2, 3, 4), affine=affine), "label_file": str(path), "image_file": "a"}
-    label = LoadLabeld()(case)["label"]
-    assert label.shape == (1, 2, 3, 4) and (label[0].numpy() == values).all() and torch.equal(label.affine, affine)
-    with pytest.raises(ValueError, match=r"label's shape \(2, 3, 4\) differs from the image's \(2, 3, 5\)"):
-        LoadLabeld()(case | {"pred": MetaTensor(torch.zeros(1, 2, 3, 5))})
