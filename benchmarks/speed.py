@@ -12,7 +12,6 @@ the same setting computed plainly in float32.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -32,14 +31,13 @@ from tqdm import tqdm
 from benchmarks.released import TAU, R, released
 from custom_modules.data.tag_volume import tags_of_volume
 from custom_modules.diffusion import Diffusion
-from custom_modules.files import write_json
+from custom_modules.files import read_json, write_json
 from custom_modules.inference.inferer import SaliencyInferer
 from custom_modules.inference.mask import threshold_slices
-from custom_modules.inference.provenance import VERSIONS
+from custom_modules.inference.provenance import VERSIONS, hardware
 from custom_modules.methods.cdm import DiffusionSaliency, slice_noise
 from custom_modules.networks.precision import autocast
 from examples.phantom import head_phantom
-from study.runner import hardware
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "brats_flair" / "configs"
 Maps = Callable[[torch.Tensor], torch.Tensor]
@@ -268,7 +266,7 @@ def prepared_slices(config: ConfigParser, datalist: str | None, dataset_dir: str
     """Slices (n, 1, H, W) with a target, prepared as for inference: of validation patients, or of a synthetic head."""
     with tempfile.TemporaryDirectory() as folder:
         if datalist:
-            cases = json.loads(Path(datalist).read_text(encoding="utf-8"))["validation"]
+            cases = read_json(datalist)["validation"]
             cases = [{**case, "image": str(Path(dataset_dir or ".") / case["image"])} for case in cases]
         else:
             image, lesion = head_phantom()

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from custom_modules.evaluation.metrics import slice_metrics
 from examples.phantom import head_phantom
-from study.pictures import COLUMNS, draw_slice
+from study.figures.pictures import COLUMNS, draw_slice
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "bundles/brats_flair/configs/inference.yaml"

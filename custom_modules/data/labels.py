@@ -40,6 +40,11 @@ def load_label(path: str | Path, image: str | Path | None = None) -> np.ndarray:
     return (np.rint(array) if array.dtype.kind == "f" else array).astype(np.int32)
 
 
+def target_mask(label: np.ndarray, target_labels: Sequence[int] | None) -> np.ndarray:
+    """Return where `label` has one of the target's values; without values (None, empty), where it is above 0; bool."""
+    return np.isin(label, list(target_labels)) if target_labels else label > 0
+
+
 def _load_pngs(folder: Path, series: Path) -> np.ndarray:
     import itk  # slow to import, and NIfTI data need none of it
 

@@ -11,7 +11,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from study.report import main, write_report
+from study.__main__ import main
+from study.report import write_report
 from tests.helpers.studies import SHIFTS, write_study
 
 HOSTILE = '<img src=x onerror="alert(1)">&$x_{$'
@@ -198,17 +199,12 @@ def test_inference(inference):
 
 def test_gallery(inference, tmp_path, capsys):
     output = tmp_path / "pictures" / "gallery.png"
-    main([str(inference), "--cases", "p1", "p2", "--output", str(output)])
+    main(["report", str(inference), "--cases", "p1", "p2", "--output", str(output)])
     assert output.read_bytes().startswith(b"\x89PNG") and str(output) in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"no result to draw.*\['p1', 'p2', 'p3'\]"):
-        main([str(inference), "--cases", "p4", "--output", str(output)])
+        main(["report", str(inference), "--cases", "p4", "--output", str(output)])
     with pytest.raises(SystemExit, match="gone_flair.nii.gz any more"):
-        main([str(inference), "--output", str(output)])
-
-
-def test_a_folder_without_results_is_named(tmp_path):
-    with pytest.raises(SystemExit, match="holds neither results.json"):
-        main([str(tmp_path)])
+        main(["report", str(inference), "--output", str(output)])
 
 
 def test_cases_are_in_their_order():
