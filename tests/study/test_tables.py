@@ -55,7 +55,7 @@ def test_tables_by_hand(tmp_path):
     assert (line["run"], float(line["dice_mean"]), line["hd95_undefined"]) == ("b", pytest.approx(0.5), "0")
 
 
-def test_groups_stand_apart(tmp_path):
+def test_groups_are_kept_apart(tmp_path):
     write_cell(tmp_path, "a", "seed0", [("p", 0.1, 0.2)], group="LGG")
     text = (tmp_path / "cells/a/seed0/metrics/per_slice.csv").read_text(encoding="utf-8")
     (tmp_path / "cells/a/seed0/metrics/per_slice.csv").write_text(text + "\nr,BraTS,0,0,0.1,0.8,0.4,8")
