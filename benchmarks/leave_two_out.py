@@ -1,6 +1,6 @@
 """Datalists for leave_two_out.yaml: two BraTS volumes are the test, all others with the LGG training patients train.
 
-    python -m benchmarks.leave_two_out lgg_brats.json PAIRS
+python -m benchmarks.leave_two_out lgg_brats.json PAIRS
 """
 
 from __future__ import annotations
