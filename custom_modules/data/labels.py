@@ -14,6 +14,20 @@ from custom_modules.data.dicom import series_files
 from custom_modules.data.geometry import read_geometry
 
 
+def target_mask(label: np.ndarray, target_labels: Sequence[int] | None) -> np.ndarray:
+    """Marks where the values of `label` are among `target_labels` (None or empty: above 0).
+
+    Args:
+        label: label values, of any shape and real dtype; a tensor on the CPU will do.
+        target_labels: label values that make the target.
+
+    Returns:
+        bool, the shape of `label`.
+    """
+    label = np.asarray(label)
+    return np.isin(label, list(target_labels)) if target_labels else label > 0
+
+
 def load_label(path: str | Path, image: str | Path | None = None) -> np.ndarray:
     """Read a label volume as stored: a NIfTI file, or a folder of PNGs (CHAOS) that belongs to a DICOM series.
 
@@ -38,11 +52,6 @@ def load_label(path: str | Path, image: str | Path | None = None) -> np.ndarray:
     if array.ndim != 3 or not np.isfinite(array).all():
         raise ValueError(f"label {path} must be a 3D volume of finite values; got shape {array.shape}.")
     return (np.rint(array) if array.dtype.kind == "f" else array).astype(np.int32)
-
-
-def target_mask(label: np.ndarray, target_labels: Sequence[int] | None) -> np.ndarray:
-    """Return where `label` has one of the target's values; without values (None, empty), where it is above 0; bool."""
-    return np.isin(label, list(target_labels)) if target_labels else label > 0
 
 
 def _load_pngs(folder: Path, series: Path) -> np.ndarray:
