@@ -19,6 +19,7 @@ test: lint
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 export: $(STAMP)  # TorchScript and ONNX; the next `make dist` takes them along
 	$(PY) -m packing.export bundles/brats_flair

@@ -5,22 +5,27 @@ python -m benchmarks.leave_two_out lgg_brats.json PAIRS
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
+from custom_modules.files import read_json, write_json
+
 
 def main(datalist: str, folder: str) -> None:
-    content = json.loads(Path(datalist).read_text(encoding="utf-8"))
-    sections = ("test", "training")
-    brats = [case for section in sections for case in content[section] if case["case"].startswith("BraTS")]
+    """Write one datalist for each pair of BraTS volumes into a folder.
+
+    Args:
+        datalist: JSON with the sections `training` (LGG patients and BraTS volumes) and `test`.
+        folder: for `without_<patient>_<patient>.json`.
+    """
+    content = read_json(datalist)
+    brats = [case for name in ("test", "training") for case in content[name] if case["case"].startswith("BraTS")]
     others = [case for case in content["training"] if case not in brats]
-    Path(folder).mkdir(parents=True, exist_ok=True)
     for k in range(0, len(brats), 2):
         pair = brats[k : k + 2]
         split = {"training": others + [case for case in brats if case not in pair], "validation": [], "test": pair}
         path = Path(folder) / f"without_{'_'.join(case['case'].rpartition('_')[2] for case in pair)}.json"
-        path.write_text(json.dumps(content | split, indent=1), encoding="utf-8")
+        write_json(path, content | split)
         print(path)
 
 

@@ -12,84 +12,29 @@ the same setting computed plainly in float32.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import torch
 from monai.bundle import ConfigParser
 from monai.metrics import compute_dice
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from benchmarks.released import TAU, R, released
-from custom_modules.data.tag_volume import tags_of_volume
-from custom_modules.diffusion import Diffusion
+from benchmarks.slices import prepared_slices
+from benchmarks.timing import Row, bare, clock, func_jvp, ours, peak_memory, reset_peak_memory
 from custom_modules.files import write_json
 from custom_modules.inference.inferer import SaliencyInferer
 from custom_modules.inference.mask import threshold_slices
-from custom_modules.inference.provenance import VERSIONS
-from custom_modules.methods.cdm import CDM, slice_noise
+from custom_modules.inference.provenance import VERSIONS, hardware
 from custom_modules.methods.exact import ExactCDM, build_cdm
-from custom_modules.networks.precision import autocast
-from examples.phantom import head_phantom
-from study.runner import hardware
 
 CONFIGS = Path(__file__).parents[1] / "bundles" / "brats_flair" / "configs"
-Maps = Callable[[torch.Tensor], torch.Tensor]
 RELEASED = "released procedure"
 SLOW = 30.0  # seconds
-
-
-@dataclass
-class Row:
-    """One thing that is timed: `maps` turns slices (n, 1, H, W) into maps of the same shape."""
-
-    name: str
-    maps: Maps
-    calls: float  # network calls a slice, conditions counted
-    n_slices: int  # timed at once
-    reference: str | None = None  # the row whose maps these should equal
-
-
-def ours(network: nn.Module, method: CDM, batch_size: int) -> Maps:
-    def maps(x: torch.Tensor) -> torch.Tensor:
-        batches = zip(x.split(batch_size), torch.arange(len(x)).split(batch_size), strict=True)
-        return torch.cat([method(batch, network, indices.tolist()) for batch, indices in batches])
-
-    return maps
-
-
-def func_jvp(network: nn.Module, diffusion: Diffusion, noise_level: int) -> Maps:
-    """One step of the exact derivative by `torch.func.jvp`, which needs contiguous tensors and unfused attention."""
-
-    def maps(x: torch.Tensor) -> torch.Tensor:
-        t = torch.full((len(x),), noise_level, device=x.device)
-        x_t = diffusion.add_noise(x, slice_noise(x, 0, 0, range(len(x))), t)
-        y, dy = (torch.tensor([v], device=x.device).repeat(len(x), 1) for v in ([0.0, 1.0], [-1.0, 1.0]))
-        with torch.no_grad(), autocast(x.device, False), sdpa_kernel(SDPBackend.MATH):
-            _, d_eps = torch.func.jvp(lambda condition: network(x_t, t, condition), (y,), (dy,))
-        return diffusion.ddim_step(torch.zeros_like(x), d_eps, t)
-
-    return maps
-
-
-def bare(network: nn.Module, batch_size: int, amp: bool) -> Maps:
-    """Forward passes only, one for each row of x."""
-
-    def maps(x: torch.Tensor) -> torch.Tensor:
-        y = torch.ones(len(x), dtype=torch.long, device=x.device)
-        with torch.no_grad(), autocast(x.device, amp):
-            return torch.cat([network(b, 200 * c, c) for b, c in zip(x.split(batch_size), y.split(batch_size))])
-
-    return maps
 
 
 class Bench:
@@ -100,7 +45,7 @@ class Bench:
         settings: of the default method; of `inference.yaml` alone.
         x: slices (4 batch_size, 1, H, W) in [-1, 1].
         batch_size: slices a batch.
-        trained: whether the network has its weights, without which there is no agreement to speak of.
+        trained: whether the network has its weights, without which agreement means nothing.
     """
 
     def __init__(
@@ -166,9 +111,9 @@ class Bench:
         ]
 
     def run(self, rounds: int) -> dict:
-        """Times every row in each round; the first round warms up and gives the maps and the peak memory.
+        """Time every row in each round; the first round warms up and gives the maps and the peak memory.
 
-        A row that takes longer than `SLOW` is run once: to warm up means nothing there.
+        A row that takes longer than `SLOW` is run once: warming up does not matter there.
         """
         rows = [*self.rows, *self.bare.values()]
         seconds: dict[str, list[float]] = {row.name: [] for row in rows}
@@ -223,7 +168,7 @@ class Bench:
         }
 
     def _agreement(self, row: Row, maps: dict) -> dict:
-        """Correlation of the maps and Dice of the masks with those of the reference, both means over slices."""
+        """Return correlation of the maps and Dice of the masks with those of the reference, both means over slices."""
         n = min(len(maps[row.name]), len(maps[row.reference]))
         pair = [maps[name][:n].float() for name in (row.name, row.reference)]
         flat = [m.flatten(1) - m.flatten(1).mean(dim=1, keepdim=True) for m in pair]
@@ -232,59 +177,11 @@ class Bench:
         return {"correlation": float(correlation.mean()), "mask_agreement": float(compute_dice(*masks).nanmean())}
 
     def _masks(self, maps: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The maps (n, 1, H, W) as the product turns them into masks, on this grid and without 3D steps."""
+        """Turn maps (n, 1, H, W) into masks as the bundle does, on this grid and without 3D steps."""
         weigh = {key: self.config.get_parsed_content(key) for key in ("blur", "intensity_power", "erosion")}
         inferer = SaliencyInferer(lambda x_0, network, slices: maps, "all", batch_size=len(maps), **weigh)
         pred = inferer(x.movedim(0, -1)[None].cpu(), self.network)[0].as_tensor().movedim(-1, 1).numpy()
         return torch.as_tensor(threshold_slices(pred[0], pred[1] > 0.5, "otsu"))[:, None]
-
-
-def clock(function: Maps, x: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """Seconds of `function(x)`, and its result on the CPU."""
-    synchronize = torch.cuda.synchronize if x.device.type == "cuda" else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    result = function(x)
-    synchronize()
-    return time.perf_counter() - start, result.cpu()
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """MiB since the last reset: allocated on a GPU, resident of the whole process on Linux, else unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) // 2**20
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), None)
-
-
-def prepared_slices(config: ConfigParser, datalist: str | None, dataset_dir: str | None, n: int) -> torch.Tensor:
-    """Slices (n, 1, H, W) with a target, prepared as for inference: of validation patients, or of a synthetic head."""
-    with tempfile.TemporaryDirectory() as folder:
-        if datalist:
-            cases = json.loads(Path(datalist).read_text(encoding="utf-8"))["validation"]
-            cases = [{**case, "image": str(Path(dataset_dir or ".") / case["image"])} for case in cases]
-        else:
-            image, lesion = head_phantom()
-            nib.save(image, Path(folder) / "head.nii.gz")
-            tags = (lesion.get_fdata() > 0).any(axis=(0, 1)).astype(int).tolist()
-            cases = [{"case": "head", "image": f"{folder}/head.nii.gz", "slice_labels": tags}]
-        slices = []
-        for case in cases:
-            item = config.get_parsed_content("preprocessing")(case)
-            positive = tags_of_volume(item["slice_labels"].as_tensor()) > 0
-            slices.append(item["image"].as_tensor().movedim(-1, 0)[positive])
-            if sum(map(len, slices)) >= n:
-                break
-    slices = torch.cat(slices)
-    return slices[torch.arange(n) % len(slices)].contiguous()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,11 +1,11 @@
-"""The bundle at work without any data set: draw a head with a known lesion, run `brats_flair` on it, show the result.
+"""Shows the bundle at work without any data: draws a head with a known lesion and runs `brats_flair` on it.
 
     python -m examples.demo --output_dir demo_output
 
-The volume passes through the same command as any other (`python -m monai.bundle run ...`, printed below); the true
-mask stays out of it and serves the Dice at the end. The intensity floor (Otsu inside the head, largest component) runs
-beside it, because a lesion that a threshold finds would show nothing. Options that the demo does not know go on to the
-bundle, e.g. `--method cg_cdm`. About patients these numbers say nothing; for those see the results in the README.
+The volume passes through the same command as any other (`python -m monai.bundle run ...`, which is printed); only the
+Dice at the end uses the true mask. The intensity floor (Otsu inside the head, largest component) is run for comparison,
+because a lesion that a threshold finds would prove nothing. Unknown options are passed on to the bundle, e.g. `--method
+cg_cdm`. The numbers say nothing about patients; for those see the results in the README.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from custom_modules.evaluation.metrics import slice_metrics
 from examples.phantom import head_phantom
-from study.pictures import COLUMNS, draw_slice
+from study.figures.pictures import COLUMNS, draw_slice
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "bundles/brats_flair/configs/inference.yaml"
@@ -66,22 +66,22 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run_bundle(dataset_dir: Path, output_dir: Path, knobs: list[str]) -> Path:
-    """Run the bundle's ordinary inference command; returns the folder it wrote for the head.
+    """Run the bundle's ordinary inference command; return the folder it wrote for the head.
 
     Raises:
-        SystemExit: the command failed; it has said why.
+        SystemExit: the command failed; its own message says why.
     """
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", CONFIG]
     command += ["--dataset_dir", str(dataset_dir), "--output_dir", str(output_dir), *knobs]
     print("\n$ python", *command[1:], flush=True)
     code = subprocess.run(command, cwd=ROOT).returncode
     if code:
-        raise SystemExit(f"The bundle's inference ended with exit status {code}; its message stands above.")
+        raise SystemExit(f"The bundle's inference ended with exit status {code}; its message is above.")
     return output_dir / STEM
 
 
 def load(path: Path, like: nib.Nifti1Image) -> np.ndarray:
-    """Read an output volume and hold it to the contract: shape and affine of the input.
+    """Read an output volume and check that it has the shape and affine of the input.
 
     Raises:
         ValueError: the geometry differs.
@@ -94,12 +94,12 @@ def load(path: Path, like: nib.Nifti1Image) -> np.ndarray:
 
 
 def slice_dice(pred: np.ndarray, lesion: np.ndarray) -> float:
-    """Mean Dice over the slices with lesion; an empty prediction counts 0."""
+    """Return the mean Dice over the slices with lesion; an empty prediction counts 0."""
     return float(np.mean([row["dice"] for row in slice_metrics(pred, lesion)]))
 
 
 def draw(path: Path, image: np.ndarray, lesion: np.ndarray, saliency: np.ndarray, mask: np.ndarray) -> None:
-    """Image with the true outline, saliency and mask, for slices spread over the lesion and one without."""
+    """Draw image with the true outline, saliency and mask, for slices spread over the lesion and one without."""
     positive = np.flatnonzero(lesion.any((0, 1)))
     slices = [*positive[np.linspace(0, len(positive) - 1, 6).astype(int)[1:-1]], positive[0] - 3]
     top = float(np.percentile(saliency[..., positive], 99.8))

@@ -193,7 +193,7 @@ def _brain(rng, at, cerebellum: np.ndarray, folds, sylvian, ventricles, cisterns
 
 
 def _soft(mm: np.ndarray, width: float = 0.9) -> np.ndarray:
-    """0 to 1 across a border at 0 mm; `width` stands for partial volume."""
+    """0 to 1 across a border at 0 mm; `width` models partial volume."""
     return 0.5 * (1 + np.tanh(mm / width))
 
 

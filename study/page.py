@@ -1,4 +1,4 @@
-"""Parts of an HTML page that stands alone: no script, no other file, light and dark, on screen and on paper."""
+"""Parts of a self-contained HTML page: no script, no other file, light and dark, on screen and on paper."""
 
 from __future__ import annotations
 
@@ -72,18 +72,18 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole document; `title` is text, `body` HTML."""
+    """Return a whole document; `title` is text, `body` HTML."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     lines = ["<!doctype html>", f'<html lang="en"><head>{head}<title>{escape(title)}</title>']
     return "\n".join([*lines, f"<style>{STYLE}</style></head><body>", *body, "</body></html>", ""])
 
 
 def table(head: Sequence[str], bodies: Iterable[tuple[str, Sequence[str]]], caption: str = "", kind: str = "") -> str:
-    """A table.
+    """Return a table.
 
     Args:
         head: HTML of the column heads.
-        bodies: (heading or "", HTML of the rows as of `row`).
+        bodies: (heading or "", HTML of the rows, each from `row`).
         caption: HTML below it.
         kind: CSS class.
     """
@@ -97,19 +97,19 @@ def table(head: Sequence[str], bodies: Iterable[tuple[str, Sequence[str]]], capt
 
 
 def row(name: str, cells: Iterable[str]) -> str:
-    """A table's row: HTML of its name and of its cells, those that are no `<td>` of their own wrapped in one."""
+    """Return a table's row from the HTML of its name and cells; a cell that is no `<td>` yet is wrapped in one."""
     cells = (cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in cells)
     return f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>'
 
 
 def bar(share: float, text: str, ours: bool = True) -> str:
-    """A cell with `text` over a bar that fills `share` (0 to 1) of it."""
+    """Return a cell with `text` over a bar that fills `share` (0 to 1) of it."""
     kind = "bar ours" if ours else "bar"
     return f'<td class="{kind}"><span style="--share: {100 * share:.1f}%">{escape(text)}</span></td>'
 
 
 def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
-    """Key numbers, (name, number, remark), all text; the first stands out."""
+    """Return key numbers, (name, number, remark), all text; the first is highlighted."""
     entries = (map(escape, entry) for entry in entries)
     lines = (f"<dt>{name}</dt><dd>{number}</dd><dd>{remark}</dd>" for name, number, remark in entries)
     parts = (f"<div{' class=best' if i == 0 else ''}>{line}</div>" for i, line in enumerate(lines))
@@ -117,7 +117,7 @@ def tiles(entries: Iterable[tuple[str, str, str]]) -> str:
 
 
 def picture(figure: Figure, alt: str, caption: str = "", vector: bool = False, kind: str = "") -> str:
-    """A figure inside the page, as WebP (or SVG), with what it shows in words (`alt`) and a caption, both text."""
+    """Return a figure inside the page, as WebP or SVG, with a description (`alt`) and a caption, both text."""
     stream = io.BytesIO()
     if vector:
         figure.savefig(stream, format="svg", metadata={"Date": None})
@@ -130,9 +130,10 @@ def picture(figure: Figure, alt: str, caption: str = "", vector: bool = False, k
 
 
 def note(text: str) -> str:
+    """Return a highlighted paragraph."""
     return f'<p class="note">{escape(text)}</p>'
 
 
-def fold(summary: str, body: str, open: bool = False) -> str:
-    """A part that can be unfolded; `summary` is text, `body` HTML."""
-    return f"<details{' open' if open else ''}><summary>{escape(summary)}</summary>{body}</details>"
+def fold(summary: str, body: str) -> str:
+    """Return a part that can be unfolded; `summary` is text, `body` HTML."""
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>"

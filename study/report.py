@@ -1,51 +1,49 @@
-"""A results folder as one HTML page that stands alone: tables, Dice by case, pictures, how it was made.
+"""A results folder as one self-contained HTML page: tables, Dice by case, pictures, provenance.
 
-    python -m study.report OUT                            OUT/report.html
-    python -m study.report OUT --output gallery.png       image, saliency and mask of each case, as a picture
-
-`OUT` is what a study (`study.runner`), an evaluation or an inference wrote. Which image a result belongs to
-is written in the provenance file beside it; its label is looked for where `custom_modules.data.layouts` finds labels.
-The page says what no longer exists. It loads nothing and runs nothing.
+The folder is what a study, an evaluation or an inference wrote. The page says what no longer exists. It loads nothing
+and runs nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 import nibabel as nib
+from matplotlib.figure import Figure
 
 from custom_modules.files import atomic_path
-from study.figures import ablation, comparison, ranked, strips
+from study.figures.comparison import draw_comparison, ranked
+from study.figures.pictures import COLUMNS, NothingToDraw, annotate, draw_case, draw_gallery, panels, save
+from study.figures.sweeps import draw_ablation, draw_strips
 from study.page import note, page, picture
-from study.pictures import COLUMNS, NothingToDraw, annotate, draw_case, gallery, panels, save
-from study.report_tables import by_case, key_numbers, measures, provenance_section
-from study.results import Case, Results, Run, case_folders, read_case, read_facts, read_results
+from study.report_tables import dice_by_case, key_numbers, measures_of_runs, provenance_section
+from study.results import Results, Run, read_results
+from study.volumes import Case, case_folders, read_case, read_facts
 
 FOOTER = "<footer>Research only. Not a medical device.</footer>"
-MOST = 60  # cases of an inference that are shown
+MAX_SHOWN = 60  # cases of an inference
 
 
 def write_report(output_dir: str | Path, output: Path | None = None) -> Path:
-    """Writes the page of a results folder, by default `<output_dir>/report.html`.
+    """Write the page of a results folder, by default `<output_dir>/report.html`; return its path.
 
     Raises:
-        FileNotFoundError: if the folder holds no results.
+        FileNotFoundError: the folder holds no results.
     """
     results = read_results(output_dir)
     output = Path(output_dir) / "report.html" if output is None else Path(output)
     with atomic_path(output) as aside:
-        aside.write_text(html(results), encoding="utf-8")
+        aside.write_text(_render(results), encoding="utf-8")
     return output
 
 
-def html(results: Results) -> str:
-    """The page of a results folder."""
+def _render(results: Results) -> str:
+    """Return the page of a results folder, HTML."""
     title = _title(results)
-    body = [f"<header><h1>{escape(title)}</h1>", f'<p class="faint">{escape(_when(results))}</p></header>']
+    body = [f"<header><h1>{escape(title)}</h1>", f'<p class="faint">{escape(_circumstances(results))}</p></header>']
     if known := _n_in_training(results):
         body.append(note(f"{known} of the cases were in the training list of the weights: their numbers flatter."))
     if results.kind == "inference":
@@ -66,8 +64,8 @@ def _title(results: Results) -> str:
     return start + (" and ".join(f"{n} {what}{'s' * (n > 1)} {done}" for n, what, done in counts if n) or "no results")
 
 
-def _when(results: Results) -> str:
-    """Dates and hardware."""
+def _circumstances(results: Results) -> str:
+    """Return dates and hardware."""
     dates = sorted(run.facts["finished"][:10] for run in results.runs if "finished" in run.facts)
     if not dates:
         newest = max(path.stat().st_mtime for path in results.folder.rglob("*.json"))
@@ -85,17 +83,17 @@ def _n_in_training(results: Results) -> int:
 
 
 def _group(results: Results, group: str) -> list[str]:
-    """Key numbers, tables, pictures and Dice by case of one group of cases."""
+    """Return key numbers, tables, pictures and Dice by case of one group of cases."""
     rows = results.rows(group)
     parts = [f"<h2>{escape(group or 'All cases')}: {_size(rows)}</h2>", key_numbers(results, rows)]
     for i, min_area in enumerate(sorted({r["min_area"] for r in results.table})):
         if chosen := results.rows(group, min_area):
-            parts += [f"<h3>{_area(min_area)}: {_size(chosen)}</h3>"] if min_area else []
-            parts.append(measures(results, chosen, explained=i == 0))
+            parts += [f"<h3>{_area_text(min_area)}: {_size(chosen)}</h3>"] if min_area else []
+            parts.append(measures_of_runs(results, chosen, explained=i == 0))
     if len(results.compared) > 1:
         parts += _comparison(results, group)
     if results.compared:
-        parts += ["<h3>Dice by case</h3>", by_case(results, group), *_closer(results, group)]
+        parts += ["<h3>Dice by case</h3>", dice_by_case(results, group), *_best_run(results, group)]
     return parts
 
 
@@ -104,7 +102,7 @@ def _size(rows: Sequence[Mapping]) -> str:
     return f"{patients} patient{'s' * (patients > 1)}, {slices} slice{'s' * (slices > 1)}"
 
 
-def _area(min_area: float) -> str:
+def _area_text(min_area: float) -> str:
     least = f"{min_area:.3g} pixels" if min_area >= 1 else f"{100 * min_area:.3g} % of the slice"
     return f"Targets of at least {least}"
 
@@ -112,7 +110,7 @@ def _area(min_area: float) -> str:
 def _comparison(results: Results, group: str) -> list[str]:
     heading = "<h3>Masks of every method</h3>"
     try:
-        figure = comparison(results, [group])
+        figure = draw_comparison(results, [group])
     except NothingToDraw as gap:
         return [heading, note(f"No pictures: {gap}")]
     runs = ", ".join(run.name for run in results.compared)
@@ -121,8 +119,8 @@ def _comparison(results: Results, group: str) -> list[str]:
     return [heading, picture(figure, alt, caption)]
 
 
-def _closer(results: Results, group: str) -> list[str]:
-    """Best, median and worst case of the best label-only method (or of the only one), with the map."""
+def _best_run(results: Results, group: str) -> list[str]:
+    """Return best, median and worst case of the best label-only method (or of the only one), with the map."""
     run = results.best(group) or results.compared[0]
     dice = run.dice(group)
     read = [(rank, found[1]) for rank, case in ranked(dice) if (found := run.read(case))]
@@ -132,10 +130,10 @@ def _closer(results: Results, group: str) -> list[str]:
     caption = "The slice with the largest target. Dice is the case's mean over its slices with target."
     cases = ", ".join(f"{rank} {case.name}" for rank, case in read)
     alt = f"Image with true outline, saliency map and mask of {run.name}: {cases}."
-    return [heading, picture(_overlays(run, read, dice), alt, caption, kind="narrow")]
+    return [heading, picture(_draw_ranked(run, read, dice), alt, caption, kind="narrow")]
 
 
-def _overlays(run: Run, read: Sequence[tuple[str, Case]], dice: Mapping[str, float]):
+def _draw_ranked(run: Run, read: Sequence[tuple[str, Case]], dice: Mapping[str, float]) -> Figure:
     figure, axes = panels(len(read), 3, 2.6, left=0.42)
     for line, (rank, case) in zip(axes, read):
         index = run.largest_slice(case.name)
@@ -147,14 +145,14 @@ def _overlays(run: Run, read: Sequence[tuple[str, Case]], dice: Mapping[str, flo
 
 
 def _sweeps(results: Results) -> list[str]:
-    """Curves and strips of swept settings."""
+    """Return curves and strips of swept settings."""
     knobs = ", ".join(results.sweeps)
     alt = f"Dice over {knobs}; the numbers are in the tables below."
     caption = "One setting at a time: mean Dice, and as a band its standard deviation over patients."
     heading = "<h2>Settings, one at a time</h2>"
-    parts = [heading, picture(ablation(results), alt, caption, vector=True, kind="narrow")]
+    parts = [heading, picture(draw_ablation(results), alt, caption, vector=True, kind="narrow")]
     try:
-        figure = strips(results, list(results.sweeps))
+        figure = draw_strips(results, list(results.sweeps))
     except NothingToDraw as gap:
         return [*parts, note(f"No pictures of maps and masks: {gap}")]
     caption = "Maps (each as bright as its own brightest part) and masks of one slice, with the slice's Dice."
@@ -165,12 +163,12 @@ def _sweeps(results: Results) -> list[str]:
 
 
 def _cases(results: Results) -> list[str]:
-    """The cases, one picture each."""
-    run, places, parts = results.runs[0], case_folders(results.folder), []
-    for place in places[:MOST]:
-        facts = read_facts(place)
+    """Return the cases, one picture each."""
+    run, folders, parts = results.runs[0], case_folders(results.folder), []
+    for folder in folders[:MAX_SHOWN]:
+        facts = read_facts(folder)
         try:
-            case = read_case(place, run.settings.get("target_labels"), run.settings.get("slice_axis"))
+            case = read_case(folder, run.settings.get("target_labels"), run.settings.get("slice_axis"))
         except (FileNotFoundError, ValueError) as gap:
             parts.append(note(f"{facts['case']}: no picture, {gap}"))
             continue
@@ -180,16 +178,16 @@ def _cases(results: Results) -> list[str]:
         text = f"{case.name}, slice {case.largest()}: mask {millilitres:.1f} ml"
         text += f", {facts['slices_processed']} slices processed" if "slices_processed" in facts else ""
         parts.append(picture(figure, f"Image, saliency map and mask of {case.name}.", text))
-    intro = f"<p>{len(places)} case{'s' * (len(places) > 1)}: image, saliency and mask on the slice with the largest "
+    intro = f"<p>{len(folders)} case{'s' * (len(folders) > 1)}: image, saliency and mask on the slice with the largest "
     intro += "target (cyan line: truth, where there is a label).</p>"
-    more = [note(f"Shown are the first {MOST}.")] if len(places) > MOST else []
+    more = [note(f"Shown are the first {MAX_SHOWN}.")] if len(folders) > MAX_SHOWN else []
     return [intro, *more, '<div class="gallery">', *parts, "</div>"]
 
 
-def draw_gallery(
+def write_gallery(
     output_dir: Path, output: Path, names: Sequence[str] = (), target_labels: Sequence[int] | None = None
 ) -> Path:
-    """Writes image, saliency and mask of the cases of an evaluation or inference as PNG, two cases a row.
+    """Write image, saliency and mask of the cases of an evaluation or inference as PNG; return its path.
 
     Args:
         output_dir: of the evaluation or inference.
@@ -198,35 +196,15 @@ def draw_gallery(
         target_labels: label values of the target, empty: all above 0. None: as recorded, or else no truth is drawn.
 
     Raises:
-        ValueError: if there is no such case.
+        ValueError: there is no such case.
     """
     settings, cases = read_results(output_dir).runs[0].settings, []
-    places = {read_facts(place)["case"]: place for place in case_folders(output_dir)}
-    for place in (place for name, place in places.items() if name in (names or places)):
-        recorded = {**settings, **read_facts(place).get("settings", {})}
+    folders = {read_facts(folder)["case"]: folder for folder in case_folders(output_dir)}
+    for folder in (folder for name, folder in folders.items() if name in (names or folders)):
+        recorded = {**settings, **read_facts(folder).get("settings", {})}
         wanted = recorded.get("target_labels") if target_labels is None else target_labels
-        case = read_case(place, wanted, recorded.get("slice_axis"))
+        case = read_case(folder, wanted, recorded.get("slice_axis"))
         cases.append((case, case.largest(), f"{case.name}, slice {case.largest()}"))
     if not cases:
-        raise NothingToDraw(f"no result to draw in {output_dir}; it holds {list(places)}.")
-    return save(gallery(cases), output, limit=1_000_000)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Make a report (HTML) or a gallery (PNG) of results.")
-    parser.add_argument("results", type=Path, help="output folder of a study, an evaluation or an inference")
-    parser.add_argument("--output", type=Path, help="*.html or *.png; <results>/report.html without it")
-    parser.add_argument("--cases", nargs="*", default=(), help="of a gallery: names of the cases; all without it")
-    parser.add_argument("--target_labels", nargs="*", type=int, help="of a gallery; none after it: all above 0")
-    options = parser.parse_args(argv)
-    try:
-        if options.output and options.output.suffix == ".png":
-            print(draw_gallery(options.results, options.output, options.cases, options.target_labels))
-        else:
-            print(write_report(options.results, options.output))
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(str(error)) from None
-
-
-if __name__ == "__main__":
-    main()
+        raise NothingToDraw(f"no result to draw in {output_dir}; it holds {list(folders)}.")
+    return save(draw_gallery(cases), output, limit=1_000_000)

@@ -1,4 +1,4 @@
-"""The report's tables, as HTML: measures of every run, Dice by case, settings, how it was made."""
+"""The report's tables, as HTML: measures of every run, Dice by case, settings, provenance."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from custom_modules.evaluation.metrics import number
-from study.figures import default_of
 from study.page import bar, fold, row, table, tiles
-from study.results import REFERENCES, Results, Run, case_folders, read_facts
+from study.results import REFERENCES, Results, Run
+from study.tables import DIGITS, MEASURES
+from study.volumes import case_folders, read_facts
 
-MEASURES = {"dice": "Dice", "iou": "mIoU", "hd95": "HD95 (mm)", "volume_dice": "volume Dice"}
-DIGITS = {"hd95": 1}
 DATA = ("dataset_dir", "datalist", "section")  # what a cell was evaluated on
 LEGEND = (
     "Mean, and below it ± standard deviation over repeats (over patients). Dice, mIoU and HD95 are taken on the slices "
@@ -23,19 +22,19 @@ TAGS = " Only slices known to show the target were processed, so volume Dice has
 
 
 def key_numbers(results: Results, rows: Sequence[Mapping]) -> str:
-    """Tiles: best label-only run, floor and upper bound of one group; of a single run its measures."""
+    """Return tiles: best label-only run, floor and upper bound of one group; of a single run its measures."""
     if len(results.runs) == 1:
         r = rows[0]
-        numbers = ((name, key, DIGITS.get(key, 3)) for key, name in MEASURES.items())
-        return tiles((name, mean(r[key], digits), _over(r[key], digits)) for name, key, digits in numbers)
+        numbers = ((name, key, DIGITS[key]) for key, name in MEASURES.items())
+        return tiles((name, mean_text(r[key], digits), _over(r[key], digits)) for name, key, digits in numbers)
     ours = best_row([r for r in rows if r["method"] not in REFERENCES], "dice")
     entries = [("Best label-only Dice", ours)] if ours else []
     entries += [(REFERENCES[r["method"]].capitalize(), r) for r in rows if r["method"] in REFERENCES]
-    return tiles((name, mean(r["dice"]), f"{r['run']}, {_over(r['dice'])}") for name, r in entries)
+    return tiles((name, mean_text(r["dice"]), f"{r['run']}, {_over(r['dice'])}") for name, r in entries)
 
 
-def measures(results: Results, rows: Sequence[Mapping], explained: bool = True) -> str:
-    """The measures of each run: label-only methods, then floor and bound, then the values of each swept setting."""
+def measures_of_runs(results: Results, rows: Sequence[Mapping], explained: bool = True) -> str:
+    """Return a table of each run's measures: label-only methods, floor and bound, then each swept setting's values."""
     extra = {"n_volumes": "patients", "n_slices": "slices", "repeats": "repeats"}
     extra = {key: name for key, name in extra.items() if len({r[key] for r in rows}) > 1}
     bodies, starred = [], False
@@ -55,7 +54,7 @@ def measures(results: Results, rows: Sequence[Mapping], explained: bool = True) 
 
 
 def _sections(results: Results, rows: Sequence[Mapping]) -> list[tuple[str, list[Mapping]]]:
-    """(heading, rows) of the parts of a table, in the study's order."""
+    """Return (heading, rows) of the parts of a table, in the study's order."""
     compared = {run.name for run in results.compared}
     parts: dict[str, list[Mapping]] = {"Label-only": [], "Reference points": []}
     for r in rows:
@@ -67,16 +66,16 @@ def _sections(results: Results, rows: Sequence[Mapping]) -> list[tuple[str, list
 
 
 def best_row(rows: Iterable[Mapping], key: str) -> Mapping | None:
-    """The row with the best mean of a measure; None where it is defined nowhere."""
+    """Return the row with the best mean of a measure; None where no mean is defined."""
     sign = -1 if key == "hd95" else 1
     defined = (r for r in rows if r[key]["mean"] is not None)
     return max(defined, key=lambda r: sign * r[key]["mean"], default=None)
 
 
 def _measure(results: Results, r: Mapping, key: str, best: bool) -> str:
-    """A cell: the mean, and in small what belongs to it."""
-    digits = DIGITS.get(key, 3)
-    text = mean(r[key], digits)
+    """Return a cell: the mean and, smaller, its spread and how often it is undefined."""
+    digits = DIGITS[key]
+    text = mean_text(r[key], digits)
     text = f'<b><span title="best label-only value">★</span> {text}</b>' if best else text
     spread = [f"± {r[key]['std']:.{digits}f}"] if r[key]["std"] is not None else []
     spread += [f"({r[key]['std_cases']:.{digits}f})"] if r[key]["std_cases"] is not None else []
@@ -87,7 +86,7 @@ def _measure(results: Results, r: Mapping, key: str, best: bool) -> str:
 
 
 def _n_measured(results: Results, r: Mapping, key: str) -> int:
-    """How many slices (or volumes) of all repeats a measure of a run was taken on."""
+    """Return on how many slices (or volumes) of all repeats a measure of a run was taken."""
     run = next(run for run in results.runs if run.name == r["run"])
     if key == "volume_dice":
         return sum(volume["group"] == r["group"] for volume in run.volumes)
@@ -96,16 +95,17 @@ def _n_measured(results: Results, r: Mapping, key: str) -> int:
 
 
 def _name(results: Results, r: Mapping) -> str:
-    """Name of a run, and in small what it is."""
+    """Return the name of a run and, smaller, what it is."""
     knob, equals, value = r["run"].partition("=")
     if equals:
-        name, remark = value, "default" if str(default_of(results, knob)) == value else ""
+        name, remark = value, "default" if str(results.default_of(knob)) == value else ""
     else:
         name, remark = knob, REFERENCES.get(r["method"], "" if r["method"] == knob else r["method"])
     return f"{escape(name)}<br><small>{escape(remark)}</small>" if remark else escape(name)
 
 
-def mean(measure: Mapping, digits: int = 3) -> str:
+def mean_text(measure: Mapping, digits: int = 3) -> str:
+    """Return the mean of a measure, or a dash where it is undefined."""
     value = number(measure, "mean")
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
@@ -119,8 +119,8 @@ def _seconds(r: Mapping) -> str:
     return "–" if math.isnan(seconds) else "&lt; 0.001" if seconds < 0.0005 else f"{seconds:.3g}"
 
 
-def by_case(results: Results, group: str) -> str:
-    """Dice of each case and method as bars; of a single method, the other measures too."""
+def dice_by_case(results: Results, group: str) -> str:
+    """Return a table of the Dice of each case and method as bars; of a single method, with the other measures."""
     dice = {run.name: run.dice(group) for run in results.compared}
     first = dice.get("cdm") or dice[(results.best(group) or results.compared[0]).name]
     cases = sorted({case for values in dice.values() for case in values}, key=lambda case: (-first.get(case, -1), case))
@@ -138,19 +138,19 @@ def by_case(results: Results, group: str) -> str:
 
 
 def _case_measures(run: Run, group: str, cases: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Head and rows of the table of one method's cases."""
+    """Return head and rows of the table of one method's cases."""
     volumes, dice, lines = {v["case"]: v for v in run.volumes if v["group"] == group}, run.dice(group), []
     for case in cases:
         v = volumes[case]
-        others = [mean({"mean": v[key]}, DIGITS.get(key, 3)) for key in MEASURES if key != "dice"]
+        others = [mean_text({"mean": v[key]}, DIGITS[key]) for key in MEASURES if key != "dice"]
         cells = [bar(dice[case], f"{dice[case]:.3f}"), *others, escape(v["n_slices"]), _seconds(v)]
         lines.append(row(escape(case), cells))
     return ["case", *MEASURES.values(), "slices", "seconds a slice"], lines
 
 
 def provenance_section(results: Results) -> list[str]:
-    """How it was made: weights, versions, data, settings and commands."""
-    first = next((place for run in results.runs for folder in run.folders for place in case_folders(folder)), None)
+    """Return weights, versions, data, settings and commands."""
+    first = next((case for run in results.runs for folder in run.folders for case in case_folders(folder)), None)
     provenance = read_facts(first) if first else {}
     cells = [run.facts for run in results.runs if "command" in run.facts]
     versions = {**provenance.get("versions", {}), **(cells[0].get("versions", {}) if cells else {})}
@@ -169,7 +169,7 @@ def provenance_section(results: Results) -> list[str]:
 
 
 def _settings(results: Results) -> list[str]:
-    """Settings that all runs share, and those in which the compared ones differ."""
+    """Return the settings that all runs share, and those in which the compared ones differ."""
     settings = [run.settings for run in results.runs]
     keys = dict.fromkeys(key for values in settings for key in values)
     shared = [key for key in keys if all(values.get(key) == settings[0].get(key) for values in settings)]
@@ -178,8 +178,9 @@ def _settings(results: Results) -> list[str]:
     shown = table(["setting", "value"], [("", lines)], kind="text")
     parts = [fold("Settings of all runs" if len(settings) > 1 else "Settings", shown)]
     if differing and len(results.compared) > 1:
-        lines = [row(escape(run.name), (escape(json.dumps(run.settings.get(key))) for key in differing))
-                 for run in results.compared]  # fmt: skip
+        lines = []
+        for run in results.compared:
+            lines.append(row(escape(run.name), (escape(json.dumps(run.settings.get(key))) for key in differing)))
         shown = table(["run", *map(escape, differing)], [("", lines)], "A method reads only the settings that it has.")
         parts.append(fold("Settings in which runs differ", shown))
     return parts

@@ -27,6 +27,13 @@ VERSIONS = {
 }
 
 
+def hardware(device: torch.device) -> str:
+    """Return the processor that does the work, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
 class Provenance:
     """Writes `<output_dir>/<stem>/<stem>_provenance.json` beside each result, last: how it was made.
 

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import speed
 from benchmarks.released import TAU, R, released
+from benchmarks.timing import func_jvp
 from custom_modules.diffusion import Diffusion
 from custom_modules.methods.exact import build_cdm
 from tests.helpers.tiny_network import tiny_network
@@ -33,7 +34,7 @@ def test_func_jvp_gives_our_exact_derivative():
     x = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     method = build_cdm(diffusion, 300, num_steps=1, derivative="exact", amp=False)
     expected = method(x, network, range(2))
-    torch.testing.assert_close(speed.func_jvp(network, diffusion, 300)(x), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(func_jvp(network, diffusion, 300)(x), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_the_quick_benchmark_writes_ratios_and_agreement(tmp_path, capsys):

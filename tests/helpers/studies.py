@@ -1,4 +1,4 @@
-"""A study's folder as `study.runner` leaves it, made on the spot from masks that are the truth, moved."""
+"""A study's folder as `study.runner` leaves it, made on the spot from masks that are the truth, shifted."""
 
 from __future__ import annotations
 
@@ -9,13 +9,25 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import yaml
+from matplotlib.axes import Axes
 
 from custom_modules.evaluation.metrics import slice_metrics, summarise, volume_metrics
+from study.__main__ import main
 from study.tables import write_tables
+from tests.helpers.bundles import REPO, TINY
 
+BUNDLE = REPO / "bundles" / "brats_flair"
+FAST = ["--num_draws=1", *(knob for knob in TINY if not knob.startswith("--logging_file"))]
+TRAINING = {"ckpt_path": {"config_file": ["train.yaml"], "weights": "model.pt"}}
 LPS = np.diag([-1.0, -1.0, 4.0, 1.0])
 SHIFTS = {"p1": 2, "p2": 0, "p3": 1}  # pixels by which every mask of a case is moved: p2 is the best case, p1 the worst
 LARGEST = 2  # slice of `truth` with most of it
+SWEEPS = {
+    **{f"guidance_scale={s}": {"method": "cg_cdm", "guidance_scale": s, "shift": 2} for s in (0, 0.1, 10, 1000)},
+    **{f"num_steps={r}": {"method": "cg_cdm", "num_steps": r, "shift": r} for r in (1, 2)},
+    **{f"threshold={t}": {"method": "cg_cdm", "threshold": t} for t in ("otsu", 0.5)},
+}
 SETTINGS = {"gate": "tags", "orientation": "LPS", "num_steps": 10, "tau": 0.95, "guidance_scale": 10}
 
 
@@ -92,5 +104,25 @@ def write_study(root: Path, runs: Mapping[str, Mapping], cases: Mapping[str, int
             extra = run.get("shift", 0)
             shifts = {case: None if extra is None else shift + extra + seed for case, shift in cases.items()}
             write_cell(out / "cells" / name / f"seed{seed}", images, shifts, settings, volumes=seed == 0)
-    write_tables(out, {"runs": runs, "min_areas": [0]}, sorted({path.name for path in out.glob("cells/*/*")}))
+    write_tables(out, runs, sorted({path.name for path in out.glob("cells/*/*")}), [0])
     return out
+
+
+def study_file(folder: Path, runs: Mapping, **more) -> Path:
+    """Write a study's YAML."""
+    path = folder / "study.yaml"
+    content = {"config_file": ["inference.yaml", "evaluate.yaml"], "runs": runs} | more
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def conduct(study: Path, out: Path, dataset: Path, *more) -> None:
+    """Run a study of tiny networks; `more` are words of the command."""
+    lists = ["--datalist", str(dataset / "datalist.json")] if "--datalist" not in more else []
+    given = ["--bundle", str(BUNDLE), "--dataset_dir", str(dataset), "--output_dir", str(out), *lists]
+    main(["benchmark", str(study), *given, *FAST, *map(str, more)])
+
+
+def texts(axis: Axes) -> list[str]:
+    """Return what is written into a panel."""
+    return [text.get_text() for text in axis.texts]

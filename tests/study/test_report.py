@@ -1,4 +1,4 @@
-"""The report: its numbers are the study's, the right run and cases are marked, and it stands alone."""
+"""The report: its numbers are the study's, the right run and cases are marked, and it is self-contained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from study.report import main, write_report
+from study.__main__ import main
+from study.report import write_report
 from tests.helpers.studies import SHIFTS, write_study
 
 HOSTILE = '<img src=x onerror="alert(1)">&$x_{$'
@@ -101,7 +102,7 @@ def test_best_label_only_value_is_marked(page):
     assert starred == {("guided", i) for i in (1, 2, 3, 4)}
 
 
-def test_floor_and_bound_stand_apart(page):
+def test_floor_and_bound_have_a_part_of_their_own(page):
     names = [row[0].split()[0] for row in next(table for table in page.tables if table[0][0] == "run")[1:]]
     assert names == ["Label-only", "cam", "cdm", "guided", "blind", "Reference", "floor", "bound"]
     assert "floor: no network" in page.text and "upper bound: trained on masks" in page.text
@@ -123,7 +124,7 @@ def test_best_median_and_worst_case_are_shown(page):
         assert kind == "data:image/webp" and data[:4] == b"RIFF" and len(data) > 5000
 
 
-def test_page_stands_alone(text, page):
+def test_page_is_self_contained(text, page):
     without_data = re.sub(r"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]+", "", text)
     assert not re.search(r"https?:|//\w|url\(|@import|javascript:", without_data)
     tags = {tag for tag, _ in page.tags}
@@ -198,17 +199,12 @@ def test_inference(inference):
 
 def test_gallery(inference, tmp_path, capsys):
     output = tmp_path / "pictures" / "gallery.png"
-    main([str(inference), "--cases", "p1", "p2", "--output", str(output)])
+    main(["report", str(inference), "--cases", "p1", "p2", "--output", str(output)])
     assert output.read_bytes().startswith(b"\x89PNG") and str(output) in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"no result to draw.*\['p1', 'p2', 'p3'\]"):
-        main([str(inference), "--cases", "p4", "--output", str(output)])
+        main(["report", str(inference), "--cases", "p4", "--output", str(output)])
     with pytest.raises(SystemExit, match="gone_flair.nii.gz any more"):
-        main([str(inference), "--output", str(output)])
-
-
-def test_a_folder_without_results_is_named(tmp_path):
-    with pytest.raises(SystemExit, match="holds neither results.json"):
-        main([str(tmp_path)])
+        main(["report", str(inference), "--output", str(output)])
 
 
 def test_cases_are_in_their_order():

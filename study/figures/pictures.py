@@ -1,7 +1,7 @@
-"""Parts of pictures: slices in grey, maps and masks over them, dark grids of panels, PNG files of a decent size.
+"""Parts of pictures: slices in grey, maps and masks over them, dark grids of panels, PNG files of limited size.
 
-Planes are (rows, columns) arrays the way they are looked at (`results.Case.plane`), `pixel` the mm between rows and
-between columns. Orange is the mask, the cyan line the truth.
+Planes are (rows, columns) arrays the way they are viewed (`study.volumes.Case.plane`), `pixel` is the distance in mm
+between rows and between columns. The mask is orange, the truth a cyan line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from custom_modules.files import atomic_path
-from study.results import Case
+from study.volumes import Case
 
 COLUMNS = ("image, true outline", "saliency", "mask, true outline")
 MASK, TRUTH, GROUND, TEXT = "#ff9e1b", "#35e0e8", "#0d1014", "#e8ebee"
@@ -26,11 +26,11 @@ BYTES = 400_000
 
 
 class NothingToDraw(ValueError):
-    """A results folder lacks what a figure is made of."""
+    """Raised where a results folder lacks what a figure is made of."""
 
 
 def draw_image(axis: Axes, image: np.ndarray, pixel: Sequence[float] = (1, 1), frame: np.ndarray | None = None) -> None:
-    """Shows a real plane in grey, in mm; given `frame`, a bool plane, the square around what it marks."""
+    """Show a real plane in grey, in mm; of `frame`, a bool plane, only the square around what it marks."""
     low, high = np.percentile(image, [1, 99.7])
     axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), extent=_extent(image, pixel))
     axis.set(xticks=[], yticks=[], facecolor="black")
@@ -43,13 +43,13 @@ def draw_image(axis: Axes, image: np.ndarray, pixel: Sequence[float] = (1, 1), f
 
 
 def draw_heat(axis: Axes, saliency: np.ndarray, top: float, pixel: Sequence[float] = (1, 1)) -> None:
-    """Lays a map over a slice: 0 is clear, `top` is bright."""
+    """Lay a map over a slice: 0 is transparent, `top` is bright."""
     heat = np.clip(saliency / max(top, 1e-6), 0, 1)
     axis.imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.75 * heat, extent=_extent(heat, pixel))
 
 
 def draw_mask(axis: Axes, mask: np.ndarray | None, truth: np.ndarray | None, pixel: Sequence[float] = (1, 1)) -> None:
-    """Lays a filled mask and the thin outline of the truth over a slice; binary planes, or None."""
+    """Lay a filled mask and the thin outline of the truth over a slice; binary planes, or None."""
     if mask is not None and mask.any():
         fill = np.ma.masked_equal(np.asarray(mask, float), 0)
         colour = ListedColormap([MASK])
@@ -69,7 +69,7 @@ def draw_slice(
     pixel: Sequence[float] = (1, 1),
     frame: np.ndarray | None = None,
 ) -> None:
-    """Draws one slice into three axes, in the order of `COLUMNS`, by the functions above."""
+    """Draw one slice into three axes, in the order of `COLUMNS`, by the functions above."""
     for axis in axes:
         draw_image(axis, image, pixel, frame)
     draw_mask(axes[0], None, truth, pixel)
@@ -78,21 +78,21 @@ def draw_slice(
 
 
 def draw_case(axes: Sequence[Axes], case: Case, index: int) -> None:
-    """`draw_slice` for one slice of a case; its map is as bright as it gets there."""
+    """Draw one slice of a case into three axes, its map scaled to its own maximum."""
     image, truth, saliency, mask = (case.plane(v, index) for v in (case.image, case.truth, case.saliency, case.mask))
     top = float(np.percentile(saliency, 99.8))
     draw_slice(axes, image, truth, saliency, mask, top, case.pixel, tissue(image, truth, mask))
 
 
 def tissue(image: np.ndarray, *masks: np.ndarray | None) -> np.ndarray:
-    """Where a slice has tissue, or one of the masks something; a bool plane."""
+    """Return where a slice shows tissue or one of the masks is set; a bool plane."""
     seen = image > image.min() + 0.15 * (np.percentile(image, 99.5) - image.min())
     return np.any([seen, *(mask > 0 for mask in masks if mask is not None)], axis=0)
 
 
-def gallery(cases: Sequence[tuple[Case, int, str]], columns: int = 2) -> Figure:
-    """Three pictures a case, as in `COLUMNS`; `cases` are (case, slice, heading)."""
-    columns = min(columns, len(cases))
+def draw_gallery(cases: Sequence[tuple[Case, int, str]]) -> Figure:
+    """Draw three pictures a case, as in `COLUMNS`, two cases a row; `cases` are (case, slice, heading)."""
+    columns = min(2, len(cases))
     figure, axes = panels(-(-len(cases) // columns), 3 * columns, 1.9, between=0.2)
     for i, (case, index, heading) in enumerate(cases):
         row, first = i // columns, 3 * (i % columns)
@@ -107,12 +107,12 @@ def gallery(cases: Sequence[tuple[Case, int, str]], columns: int = 2) -> Figure:
 def panels(
     rows: int, columns: int, pitch: float, left: float = 0.0, top: float = 0.26, between: float = 0.0, tall: float = 1.0
 ) -> tuple[Figure, np.ndarray]:
-    """A dark figure of rows x columns empty panels.
+    """Make a dark figure of rows x columns empty panels.
 
     Args:
         rows, columns: number of panels.
         pitch: inches from one panel to the next; in tenths, so that panels start on whole pixels: those that show the
-            same slice are then the same pixels, which PNG stores once.
+            same slice then have the same pixels, which PNG stores once.
         left, top, between: inches for headings, on the left, at the top, and between the rows.
         tall: height of a panel over its width.
     """
@@ -129,7 +129,7 @@ def panels(
 
 
 def annotate(axis: Axes, text: str, where: str = "top", **style) -> None:
-    """Writes above a panel (`top`), upwards at its `left`, or into its lower (`corner`) or `upper` left corner."""
+    """Write above a panel (`top`), upwards at its `left`, or into its lower (`corner`) or `upper` left corner."""
     x, y, across, down = PLACES[where]
     style = _style(8) | {"ha": across, "va": down} | style
     if where == "left":
@@ -148,7 +148,7 @@ def _extent(plane: np.ndarray, pixel: Sequence[float]) -> tuple[float, ...]:
 
 
 def save(figure: Figure, output: Path, limit: int = BYTES) -> Path:
-    """Writes a PNG of at most about `limit` bytes: with fewer pixels where more would not fit."""
+    """Write a PNG, with fewer pixels where it would have more than `limit` bytes; return its path."""
     for dpi in (160, 140, 120, 100, 85, 70):
         with atomic_path(output) as aside:
             figure.savefig(aside, dpi=dpi, format="png")

@@ -1,21 +1,16 @@
-"""How sure the masks are, a figure: masks and uncertainty of some cases, the expected Dice of all against the true.
+"""How sure the masks are: masks and uncertainty of some cases, and the expected Dice of all against the true one.
 
-    python -m study.figures uncertainty OUT --output uncertainty.png
-
-`OUT` is an evaluation with `--uncertainty True`. The expected Dice needs no truth (see `transforms.SaliencyToMaskd`),
-so on new data it says which cases to look at first.
+The expected Dice needs no truth (see `custom_modules.inference.mask`), so on new data it ranks the cases to review.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from matplotlib.figure import Figure
 
 from custom_modules.evaluation.metrics import number
-from study.pictures import (
+from study.figures.pictures import (
     GROUND,
     MASK,
     TEXT,
@@ -28,25 +23,30 @@ from study.pictures import (
     tissue,
 )
 from study.results import Results
+from study.volumes import volume_file
 
 
-def uncertainty(results: Results) -> Figure:
-    """Rows are the surest, the median and the least sure case; the panel on the right has a point for each case.
+def draw_uncertainty(results: Results) -> Figure:
+    """Draw the surest, the median and the least sure case, a row each, and on the right a point for each case.
+
+    Args:
+        results: of an evaluation with `--uncertainty True`.
 
     Raises:
-        NothingToDraw: if the results hold no uncertainty.
+        NothingToDraw: the results hold no uncertainty.
     """
     run = results.runs[0]
     dice = {row["case"]: (number(row, "expected_dice"), number(row, "volume_dice")) for row in run.volumes}
     dice = {case: pair for case, pair in dice.items() if not np.isnan(pair).any()}
     order = sorted((case for case in dice if case in run.kept), key=lambda case: -dice[case][0])
     shown = [order[i] for i in sorted({0, len(order) // 2, len(order) - 1})] if order else []
-    if not shown or not all(_file(run.kept[case][1]).is_file() for case in shown):
+    if not shown or not all(volume_file(run.kept[case][1], "uncertainty").is_file() for case in shown):
         raise NothingToDraw(f"{results.folder} holds no uncertainty maps: evaluate with --uncertainty True.")
     figure, axes = panels(len(shown), 6, 1.5, left=0.36)
     for line, case in zip(axes, shown):
         _, read = run.read(case)
-        index, entropy = run.largest_slice(case), nib.load(_file(run.kept[case][1])).get_fdata(dtype=np.float32)
+        index, entropy = run.largest_slice(case), nib.load(volume_file(run.kept[case][1], "uncertainty"))
+        entropy = entropy.get_fdata(dtype=np.float32)
         image, truth, mask, entropy = (read.plane(v, index) for v in (read.image, read.truth, read.mask, entropy))
         for axis in line[:3]:
             draw_image(axis, image, read.pixel, tissue(image, truth, mask))
@@ -61,13 +61,8 @@ def uncertainty(results: Results) -> Figure:
     return figure
 
 
-def _file(place: Path) -> Path:
-    """The uncertainty map in a case's folder."""
-    return place / f"{place.name}_uncertainty.nii.gz"
-
-
 def _scatter(figure: Figure, axes: np.ndarray, dice: np.ndarray) -> None:
-    """Expected against true volume Dice, (cases, 2), in the place of the last three columns of panels."""
+    """Plot expected against true volume Dice, (cases, 2), in place of the last three columns of panels."""
     boxes = [axis.get_position() for axis in (axes[0, 3], axes[-1, -1])]
     for axis in axes[:, 3:].flat:
         axis.remove()

@@ -1,7 +1,7 @@
-"""The paper's figure 1: how the maps of CG-Diff and CDM come about, on one slice.
+"""The paper's figure 1: how CG-Diff and CDM arrive at their maps, on one slice.
 
-CG-Diff rebuilds the slice as if it were healthy, and its map is the difference (`custom_modules.methods.cg_diff`). CDM
-takes the same denoising step with y1 and with y0, and its map is their difference (`custom_modules.methods.cdm`).
+CG-Diff reconstructs the slice as if it were healthy, and its map is the difference (`custom_modules.methods.cg_diff`).
+CDM takes the same denoising step with y1 and with y0, and its map is their difference (`custom_modules.methods.cdm`).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from monai.transforms import ResampleToMatch
 from torch import nn
 
 from custom_modules.data.geometry import read_geometry
-from custom_modules.data.labels import load_label
+from custom_modules.data.labels import load_label, target_mask
 from custom_modules.data.layouts import find_cases
 from custom_modules.methods.cdm import CDM, slice_noise
-from study.pictures import annotate, draw_heat, draw_image, draw_mask, panels
-from study.results import Case
+from study.figures.pictures import annotate, draw_heat, draw_image, draw_mask, panels
+from study.volumes import Case
 
 
-def denoising(
+def draw_denoising(
     config_file: str | Path, case: str | Path, index: int | None = None, knobs: Mapping[str, Any] | None = None
 ) -> Figure:
-    """Image, truth, CG-Diff's reconstruction and map, one denoising step of CDM with y1 and with y0, and its map.
+    """Draw image, truth, CG-Diff's reconstruction and map, one denoising step of CDM with y1 and y0, and its map.
 
-    All on the grid that the network sees, with the settings of the bundle.
+    All are on the grid that the network sees, with the settings of the bundle.
 
     Args:
         config_file: `inference.yaml` of a bundle.
@@ -40,7 +40,7 @@ def denoising(
         knobs: {knob: value} of the bundle, such as `ckpt_path`.
 
     Raises:
-        ValueError: if the image cannot be used, or there is neither an index nor a label to choose one by.
+        ValueError: the image cannot be used, or there is neither an index nor a label to choose one by.
     """
     cg_diff, cdm = (_bundle(config_file, case, method, knobs or {}) for method in ("cg_diff", "cdm"))
     view = _prepared(cdm, case)
@@ -54,13 +54,13 @@ def denoising(
     saliency = inferer(x_0[..., None], network)[:, :1, ..., 0]
     planes = [x_0, x_0, rebuilt, (x_0 - rebuilt).abs(), towards_y1, towards_y0, saliency]
     planes = [view.plane(plane[0, 0, ..., None].cpu().numpy(), 0) for plane in planes]
-    return _draw_denoising(planes, view.plane(view.truth, index), view.pixel, inferer.method.levels[0])
+    return _draw_planes(planes, view.plane(view.truth, index), view.pixel, inferer.method.levels[0])
 
 
 def one_step(
     x_0: torch.Tensor, network: nn.Module, method: CDM, index: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_{Q-1} (1, 1, H, W) of one slice `x_0` (1, 1, H, W), with y1 and with y0, from the same x_Q."""
+    """Return x_{Q-1} (1, 1, H, W) of one slice `x_0` (1, 1, H, W), with y1 and with y0, from the same x_Q."""
     t = torch.full((2,), method.levels[0], device=x_0.device)
     y = torch.tensor([[0.0, 1.0], [1.0, 0.0]], device=x_0.device)
     x_t = method.diffusion.add_noise(x_0, slice_noise(x_0, method.seed, 0, [index]), t[:1])  # Eq. (2)
@@ -70,7 +70,7 @@ def one_step(
 
 
 def _bundle(config_file: str | Path, case: str | Path, method: str, knobs: Mapping[str, Any]) -> ConfigParser:
-    """The bundle's inference of one image by one method, every slice processed."""
+    """Read the bundle's inference of one image by one method, every slice processed."""
     parser = ConfigParser()
     parser.read_config(str(config_file))
     root = str(Path(config_file).resolve().parent.parent)
@@ -79,21 +79,21 @@ def _bundle(config_file: str | Path, case: str | Path, method: str, knobs: Mappi
 
 
 def _prepared(parser: ConfigParser, case: str | Path) -> Case:
-    """The image as the bundle's preprocessing leaves it, with its truth on the same grid."""
+    """Prepare the image as the bundle does, and put its truth on the same grid."""
     item = parser.get_parsed_content("dataset")[0]
     if "error" in item:
         raise ValueError(f"{case}: {item['error']}")
     image, label, truth = item["image"], find_cases(case)[0].get("label"), None
     if label is not None:
-        labels, values = parser.get("target_labels"), load_label(label, case)
-        target = np.isin(values, labels) if labels else values > 0
+        target = target_mask(load_label(label, case), parser.get("target_labels"))
         target = MetaTensor(torch.as_tensor(target)[None].float(), affine=torch.as_tensor(read_geometry(case)[1]))
         truth = ResampleToMatch(mode="nearest")(target, img_dst=image)[0].numpy() > 0.5
     image, affine = image[0].as_tensor().numpy(), np.asarray(image.affine)
     return Case(item["case"], image, affine, 2, truth, image, image)
 
 
-def _draw_denoising(planes: Sequence[np.ndarray], truth: np.ndarray | None, pixel: Sequence[float], q: int) -> Figure:
+def _draw_planes(planes: Sequence[np.ndarray], truth: np.ndarray | None, pixel: Sequence[float], q: int) -> Figure:
+    """Draw the seven planes in a row, the two maps over the image."""
     steps = [f"step to t = {q - 1}, {y}" for y in ("y1", "y0")]
     names = ["image", "truth", "CG-Diff: as healthy", "CG-Diff: difference", *steps, "CDM: map"]
     height, width = np.multiply(planes[0].shape, pixel)
