@@ -29,7 +29,7 @@ from monai.bundle import ConfigParser
 from torch.utils.data import Dataset
 
 from custom_modules import __version__
-from custom_modules.files import read_json, read_record, sha256, write_json
+from custom_modules.files import read_json, read_json_or_empty, sha256, write_json
 from custom_modules.inference.cases import reason
 from custom_modules.inference.provenance import VERSIONS, hardware
 from custom_modules.knobs import find_knob
@@ -178,7 +178,7 @@ class Study:
         cell |= {"weights_sha256": sha256(parser.get_parsed_content("weights"))}
         cell |= {"datalist_sha256": sha256(given["datalist"])}
         record = folder / "cell.json"
-        if read_record(record).items() >= cell.items():
+        if read_json_or_empty(record).items() >= cell.items():
             return
         evaluator = parser.get_parsed_content("evaluator")
         if further and not hasattr(evaluator.inferer.method, "seed"):
