@@ -12,15 +12,15 @@ With the activations A_k (k = 1..K) of a layer, the logit S of y1 at t = 0 and i
 
 Two smoothings: `eigen_smooth` takes the first principal component of the w_k A_k in place of their sum, `aug_smooth`
 the mean over six views of the slice. Each map is scaled to [0, 1] before that mean: gradients have no common unit, and
-the slice or view with the largest would decide what comes after it (the mean, smoothing along the slices, a threshold
+the slice or view with the largest would dominate all that follows (the mean, smoothing along the slices, a threshold
 for the whole volume). Before mean pooling and a linear head G_k is constant in space, and GradCAM is the plain CAM.
 
-MONAI's maps are not used: its hooks stay on the network and its backward pass fills the parameters' `.grad`; its
-GradCAM++ multiplies G by exp(S), which holds for one slice only, since S (B,) then broadcasts along the width.
+MONAI's maps are not used: its hooks stay on the network, its backward pass fills the parameters' `.grad`, and its
+GradCAM++ multiplies G by exp(S), which is right for one slice only, since S (B,) broadcasts along the width.
 
 References: Selvaraju et al., ICCV 2017, arXiv 1610.02391; Chattopadhay et al., WACV 2018, arXiv 1710.11063; Wang et
 al., CVPR Workshops 2020, arXiv 1910.01279; Jiang et al., IEEE TIP 2021, doi 10.1109/TIP.2021.3089943. The smoothings
-are those of jacobgil/pytorch-grad-cam, by whose names the paper cites them.
+are those of jacobgil/pytorch-grad-cam, whose names the paper uses.
 """
 
 from __future__ import annotations
@@ -33,36 +33,38 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from custom_modules.networks.precision import autocast
+
 INTENSITIES = (0.9, 1.0, 1.1)  # of aug_smooth
 CHUNK = 128  # masked slices in one forward pass of ScoreCAM: bounds its memory, changes nothing else
 
 
 def scale_intensity(x: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
-    """Slices `x` (B, 1, H, W) in [-1, 1] times `factor`, where the background, -1, counts as 0 intensity."""
+    """Multiplies the intensities of slices `x` (B, 1, H, W) in [-1, 1] by `factor`; -1, the background, counts as 0."""
     return (x + 1) * factor - 1
 
 
 def min_max(maps: torch.Tensor) -> torch.Tensor:
-    """Every map of `maps` (..., h, w) scaled to [0, 1]; a constant one says nothing about where, and becomes 0."""
+    """Scales each map of `maps` (..., h, w) to [0, 1]; a constant map has no peak and becomes 0."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     constant = high - low <= 1e-5 * high.abs().maximum(low.abs())  # interpolating a constant leaves rounding behind
     return ((maps - low) / (high - low)).masked_fill(constant, 0)
 
 
 def upsample(maps: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """`maps` (B, 1, h, w) brought to the size of `x` (B, 1, H, W), bilinear."""
+    """Interpolates `maps` (B, 1, h, w) to the size of `x` (B, 1, H, W), bilinear."""
     return nn.functional.interpolate(maps, x.shape[2:], mode="bilinear", align_corners=False)
 
 
 def positive_logit(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """S, the logit (B,) of y1 at t = 0 for clean slices `x` (B, 1, H, W)."""
+    """Returns S, the logit (B,) of y1 at t = 0, for clean slices `x` (B, 1, H, W)."""
     return network.classify(x, x.new_zeros(len(x), dtype=torch.long))[:, 1]
 
 
 def activation_and_gradient(
     network: nn.Module, x: torch.Tensor, target_layer: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A and G = dS / dA, both (B, K, h, w), of the layer of that name; its first output where it has several.
+    """Returns A and G = dS / dA, both (B, K, h, w), of the layer with that name (of its first output, if several).
 
     Raises:
         ValueError: if there is no such layer, or it gives no feature map while `network` classifies.
@@ -77,8 +79,8 @@ def activation_and_gradient(
     with contextlib.ExitStack() as hooks, torch.enable_grad():
         for name, layer in network.named_modules():
             hooks.enter_context(layer.register_forward_hook(functools.partial(record, name)))
-        # The slice asks for the gradient, so that frozen weights do not stop it; slices do not mix, so the gradient of
-        # the sum holds that of every slice.
+        # The slice requires the gradient, so frozen weights do not stop it. Slices do not mix, so the gradient of the
+        # sum is that of each slice.
         score = positive_logit(network, x.detach().requires_grad_()).sum()
     if target_layer not in maps:
         close = difflib.get_close_matches(target_layer, maps, n=5, cutoff=0)
@@ -91,12 +93,12 @@ def activation_and_gradient(
 
 
 def gradcam(A: torch.Tensor, G: torch.Tensor) -> torch.Tensor:
-    """GradCAM's w (B, K, 1, 1) from A and G (B, K, h, w)."""
+    """Returns GradCAM's w (B, K, 1, 1) for A and G (B, K, h, w)."""
     return G.mean((2, 3), keepdim=True)
 
 
 def gradcam_pp(A: torch.Tensor, G: torch.Tensor) -> torch.Tensor:
-    """GradCAM++'s w (B, K, 1, 1) from A and G (B, K, h, w); alpha is 0 where its denominator is.
+    """Returns GradCAM++'s w (B, K, 1, 1) for A and G (B, K, h, w); alpha is 0 where its denominator is 0.
 
     Derived for A >= 0: at a layer with signed activations the denominator, and with it alpha, can be negative.
     """
@@ -106,15 +108,15 @@ def gradcam_pp(A: torch.Tensor, G: torch.Tensor) -> torch.Tensor:
 
 
 def layercam(A: torch.Tensor, G: torch.Tensor) -> torch.Tensor:
-    """LayerCAM's w (B, K, h, w) from A and G (B, K, h, w)."""
+    """Returns LayerCAM's w (B, K, h, w) for A and G (B, K, h, w)."""
     return G.relu()
 
 
 def scorecam(A: torch.Tensor, network: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """ScoreCAM's w (B, K, 1, 1), without a gradient, from A (B, K, h, w) and the slices `x` (B, 1, H, W).
+    """Returns ScoreCAM's w (B, K, 1, 1), without a gradient, for A (B, K, h, w) and the slices `x` (B, 1, H, W).
 
-    What the mask hides turns to background, -1, and not to the grey 0 of a product with `x` itself. The paper's
-    baseline, the score of an empty slice, is left out: the softmax does not see it.
+    What the mask hides becomes background, -1, and not the grey 0 of a product with `x` itself. The paper's baseline,
+    the score of an empty slice, is left out: it cancels in the softmax.
     """
     pairs = torch.cartesian_prod(*(torch.arange(n, device=x.device) for n in A.shape[:2]))  # all slices and channels
     scores = []
@@ -130,10 +132,10 @@ VARIANTS = (*GRADIENT_WEIGHTS, "scorecam")
 
 
 def first_component(weighted: torch.Tensor) -> torch.Tensor:
-    """First principal component (B, 1, h, w) of the channels `weighted` (B, K, h, w), centred over the positions.
+    """Returns the first principal component (B, 1, h, w) of the channels `weighted` (B, K, h, w), centred over space.
 
-    A singular vector has no sign of its own; here the component correlates positively with the sum over the channels,
-    which is so when the K entries of its direction add up to a positive number.
+    The sign of a singular vector is arbitrary. Here the component correlates positively with the sum over the channels:
+    the K entries of its direction add up to a positive number.
     """
     points = weighted.flatten(2).mT  # (B, h w, K)
     points = points - points.mean(dim=1, keepdim=True)
@@ -143,16 +145,14 @@ def first_component(weighted: torch.Tensor) -> torch.Tensor:
 
 
 class ClassActivationMap:
-    """One of the four maps on a batch of slices, smoothed or not.
+    """Computes one of the four maps of a batch of slices, in float32, smoothed or not.
 
     Args:
         variant: `gradcam`, `gradcam_pp`, `scorecam` or `layercam`.
         target_layer: name of a layer inside the network, as in `named_modules`: `classifier.activation` is the last
-            before pooling; `classifier.down_blocks.1` lies before the attention, in which positions exchange evidence.
+            before pooling; `classifier.down_blocks.1` comes before the attention, where positions exchange evidence.
         aug_smooth: mean over six views: the slice and its left-right mirror, times 0.9, 1 and 1.1.
         eigen_smooth: first principal component of the w_k A_k in place of their sum.
-
-    Runs in float32.
 
     Raises:
         ValueError: if there is no such variant; when called, if there is no such layer, or it gives no feature map.
@@ -165,9 +165,9 @@ class ClassActivationMap:
         self.aug_smooth, self.eigen_smooth = aug_smooth, eigen_smooth
 
     def __call__(self, x_0: torch.Tensor, network: nn.Module, slices: Sequence[int]) -> torch.Tensor:
-        """Saliency (B, 1, H, W) float32 in [0, 1] of `x_0` (B, 1, H, W) in [-1, 1]; `slices` have no say."""
+        """Returns the saliency (B, 1, H, W) float32 in [0, 1] of `x_0` (B, 1, H, W) in [-1, 1]; `slices` is ignored."""
         x_0 = x_0.float()
-        with torch.no_grad(), torch.autocast(x_0.device.type, enabled=False):
+        with torch.no_grad(), autocast(x_0.device, enabled=False):
             if not self.aug_smooth:
                 return self._one_map(x_0, network)
             # Slices are stored left to right along H (LPS), and training mirrors that axis; W, front to back, has a

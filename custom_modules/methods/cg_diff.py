@@ -1,6 +1,6 @@
 """CG-Diff: the target is what differs between a slice and its healthy counterfactual.
 
-The slice x_0 is encoded into its noise x_L by DDIM run backwards, which draws nothing, so that x_L still holds the
+The slice x_0 is encoded into its noise x_L by DDIM run backwards, which draws no noise, so that x_L still holds the
 patient's anatomy. From there DDIM decodes, led towards "healthy" (y0) by the gradient of the noisy-image classifier:
 
     eps_hat = f(x_t, t, y0)                                                      encoding, t up to L
@@ -23,8 +23,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from custom_modules.diffusion import NUM_TRAIN_TIMESTEPS, Diffusion
-from custom_modules.methods.guidance import ClassifierGuidance, GuidedDenoiser
+from custom_modules.diffusion import Diffusion
+from custom_modules.methods.guidance import ClassifierGuidance, ConditionalDenoiser
+from custom_modules.methods.settings import check_cg_diff
 from custom_modules.networks.precision import autocast
 
 
@@ -34,7 +35,8 @@ class CGDiff:
     Args:
         diffusion: the schedule.
         noise_level: L, the index up to which a slice is encoded (Q of the other methods).
-        guidance_scale: s; 0 leaves the classifier out, and the reconstruction is the slice but for discretisation.
+        guidance_scale: s; at 0 the classifier is not called, and the reconstruction is the slice but for the error of
+            the discrete steps.
         stride: timesteps a step; the network is called 2 ceil((L + 1) / stride) times. 1 is the paper's. The guidance
             of a step grows with its length, so s means the same at every stride.
         amp: bf16 where the hardware has it.
@@ -51,38 +53,34 @@ class CGDiff:
         stride: int = 1,
         amp: bool = True,
     ) -> None:
-        last = NUM_TRAIN_TIMESTEPS - 1
-        if not isinstance(noise_level, int) or not 1 <= noise_level <= last:
-            raise ValueError(
-                f"noise_level (L) of CG-Diff must be one integer in 1..{last}, not a list; got {noise_level}."
-            )
-        if not guidance_scale >= 0:
-            raise ValueError(f"guidance_scale (s) must be >= 0; got {guidance_scale}.")
-        if not isinstance(stride, int) or not 1 <= stride <= noise_level:
-            raise ValueError(
-                f"stride must be an integer >= 1 and <= noise_level (L); got stride={stride}, L={noise_level}."
-            )
+        check_cg_diff(noise_level, guidance_scale, stride)
         self.diffusion, self.guidance_scale, self.amp = diffusion, guidance_scale, amp
         # From the clean image (t = -1, where abar = 1) to L exactly; the last step up may be shorter than the others.
         self.timesteps = [*range(-1, noise_level, stride), noise_level]
 
     def __call__(self, x_0: torch.Tensor, network: nn.Module, slices: Sequence[int]) -> torch.Tensor:
-        """Returns the saliency (B, 1, H, W) float32, >= 0, of `x_0` (B, 1, H, W) in [-1, 1]; `slices` is not used."""
+        """Returns the saliency (B, 1, H, W) float32, >= 0, of `x_0` (B, 1, H, W) in [-1, 1]; `slices` is ignored."""
         return (x_0.float() - self.reconstruct(x_0, network)).abs()
 
     def reconstruct(self, x_0: torch.Tensor, network: nn.Module) -> torch.Tensor:
-        """Gives the counterfactual xhat (B, 1, H, W) float32, about [-1, 1], of `x_0` (B, 1, H, W) in [-1, 1]."""
-        x_t, decoder = x_0.float(), network
+        """Returns the healthy counterfactual xhat of slices.
+
+        Args:
+            x_0: (B, 1, H, W) in [-1, 1].
+            network: the denoiser f(x_t, t, y), with `classify`.
+
+        Returns:
+            (B, 1, H, W) float32, about [-1, 1].
+        """
+        x = x_0.float()
+        denoise = guided = ConditionalDenoiser(network, torch.tensor([0], device=x.device))  # y0
         if self.guidance_scale:
-            decoder = GuidedDenoiser(network, ClassifierGuidance(network, self.diffusion, self.guidance_scale))
-        y_0 = torch.zeros(len(x_t), dtype=torch.long, device=x_t.device)
-        path = [torch.full_like(y_0, t) for t in self.timesteps]
-        with torch.no_grad(), autocast(x_t.device, self.amp):
-            for t, t_next in pairwise(path):  # encode: -1 -> ... -> L
-                # The network knows no t = -1; index 0 is nearest to clean.
-                eps_hat = network(x_t, t.clamp(min=0), y_0).float()
-                x_t = self.diffusion.ddim_step(x_t, eps_hat, t, t_next)  # Eq. (5), upwards
-            for t, t_next in pairwise(reversed(path)):  # decode: L -> ... -> -1
-                eps_hat = decoder(x_t, t, y_0).float()
-                x_t = self.diffusion.ddim_step(x_t, eps_hat, t, t_next)  # Eq. (5)
-        return x_t
+            guided = ClassifierGuidance(denoise, network, self.diffusion, self.guidance_scale, towards=(0,))
+        with torch.no_grad(), autocast(x.device, self.amp):
+            for t, t_next in pairwise(self.timesteps):  # encode: -1 -> ... -> L
+                (eps_hat,) = denoise([x], max(t, 0))  # the network knows no t = -1; index 0 is nearest to clean
+                x = self.diffusion.ddim_step(x, eps_hat, t, t_next)  # Eq. (5), upwards
+            for t, t_next in pairwise(reversed(self.timesteps)):  # decode: L -> ... -> -1
+                (eps_hat,) = guided([x], t)
+                x = self.diffusion.ddim_step(x, eps_hat, t, t_next)  # Eq. (5)
+        return x

@@ -1,63 +1,88 @@
-"""CDM with the exact derivative: the limit of Algorithm 1 for tau -> 1.
+"""CDM without its finite difference: the limit tau -> 1 of Algorithm 1, by forward-mode differentiation.
 
-Instead of a second trajectory x'_t, the tangent dx_t = how x_t changes with the condition, along y1 - y0, is carried
-beside x_t (forward-mode differentiation, `forward_mode.py`); it is 0 at t = Q, and
+Along the trajectory x_t of y1, dx_t is how x_t changes with the condition, taken from y0 to y1:
 
-    a = sum over t of dx_{t-1}
+    dx_Q     = 0
+    d_eps    = df/dx dx_t + df/dy (y1 - y0)             at x_t and y1, one forward pass with a tangent
+    dx_{t-1} = Eq. (5) of dx_t and d_eps                the step is linear, so it is its own derivative
+    a        = sum over t of dx_{t-1}
 
-CG-CDM's guidance difference does not vanish in that limit. Its weight is kept at s / (1 - tau), so that on the
-trajectory of y1 itself, where it is s, it vanishes.
+In CG-CDM both trajectories become the same, x'_t -> x_t, and the difference of their guidances,
+s sqrt(1 - abar_t) grad (log p(y1 | x_t) - log p(y0 | x_t)), does not vanish, so that its quotient by 1 - tau has no
+limit: it is kept at the weight of the configured tau, s / (1 - tau). On x_t itself, where it is s, it vanishes in the
+limit.
+
+Reference: Hu et al., MICCAI 2023, arXiv 2306.03878, Algorithm 1, whose difference approximates this derivative.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
+from custom_modules.diffusion import Diffusion
 from custom_modules.methods.cdm import CDM, PairsOfDraws
 from custom_modules.methods.forward_mode import Dual
-from custom_modules.methods.guidance import ClassifierGuidance
+from custom_modules.methods.guidance import Denoiser, classifier_gradient
 
 
 class ExactCDM(CDM):
-    """CDM or CG-CDM by the exact derivative; arguments and call are those of `CDM`.
+    """`CDM` with the derivative in place of the difference; tau only weighs the guidance.
 
-    It does not cancel digits, so bf16 is safe at every tau, which here only weighs the guidance.
+    The arguments are those of `CDM`. No near numbers are subtracted, so bf16 is safe at every tau.
     """
 
-    @staticmethod
-    def _keeps_digits(tau: float) -> bool:
-        return True
+    MAX_TAU_BF16 = 1.0
 
-    def derivative(self, x_t: torch.Tensor, t: torch.Tensor, network: nn.Module) -> torch.Tensor:
-        guidance = ClassifierGuidance(network, self.diffusion, self.guidance_scale / (1 - self.tau))
-        y, dy = (torch.tensor([v], device=x_t.device).expand(len(x_t), 2) for v in ([0.0, 1.0], [-1.0, 1.0]))
-        dx, a = torch.zeros_like(x_t), torch.zeros_like(x_t)
-        for step in range(self.num_steps):
-            eps_hat = network(x_t if step == 0 else Dual(x_t, dx), t, Dual(y, dy))
-            eps_hat, d_eps = eps_hat.primal.float(), eps_hat.tangent.float()
-            if self.guidance_scale:  # x'_t -> x_t, where the two guidances still differ
-                to_y0, to_y1 = guidance(x_t, t)
-                d_eps = d_eps - (to_y1 - to_y0)
-            # Eq. (5) is linear in x_t and eps_hat, so it is its own derivative.
-            x_t, dx = self.diffusion.ddim_step(x_t, eps_hat, t), self.diffusion.ddim_step(dx, d_eps, t)
+    def algorithm_1(self, x_0: torch.Tensor, eps: torch.Tensor, Q: int, denoise: Denoiser) -> torch.Tensor:
+        a, step = 0, self.diffusion.ddim_step
+        x, dx = self.diffusion.add_noise(x_0, eps, Q), torch.zeros_like(x_0)  # Eq. (2)
+        for t in range(Q, Q - self.num_steps, -1):
+            eps_hat, d_eps = denoise([x, dx], t)
+            x, dx = step(x, eps_hat, t), step(dx, d_eps, t)  # Eq. (5) and its derivative
             a += dx
-            t = t - 1
         return a
+
+    def denoiser(self, network: nn.Module, device: torch.device) -> Denoiser:
+        """Returns the prediction f(x_t, y1) and its change d_eps for [x_t, dx_t], guided where s is not 0."""
+        y, dy = (torch.tensor([v], device=device) for v in ([0.0, 1.0], [-1.0, 1.0]))  # y1, y1 - y0
+
+        def plain(xs: Sequence[torch.Tensor], t: int) -> tuple[torch.Tensor, torch.Tensor]:
+            (x, dx), n = xs, len(xs[0])
+            x_t = Dual(x, dx) if dx.any() else x  # at t = Q a constant: no tangent before the condition comes in
+            eps_hat = network(x_t, torch.full((n,), t, device=device), Dual(y.expand(n, 2), dy.expand(n, 2)))
+            return eps_hat.primal.float(), eps_hat.tangent.float()
+
+        def guided(xs: Sequence[torch.Tensor], t: int) -> tuple[torch.Tensor, torch.Tensor]:
+            eps_hat, d_eps = plain(xs, t)
+            to_y0, to_y1 = classifier_gradient(network, xs[0], t)
+            scale = self.guidance_scale / (1 - self.tau) * (1 - self.diffusion.alpha_bar(t, xs[0])).sqrt()
+            return eps_hat, d_eps - scale * (to_y1 - to_y0)
+
+        return guided if self.guidance_scale else plain
 
 
 DERIVATIVES = {"finite_difference": CDM, "exact": ExactCDM}
 
 
 def build_cdm(
-    *args, derivative: str = "finite_difference", uncertainty: bool = False, **settings
+    diffusion: Diffusion, *args, derivative: str = "finite_difference", uncertainty: bool = False, **settings
 ) -> CDM | PairsOfDraws:
-    """Builds CDM or CG-CDM as the knobs `derivative` and `uncertainty` ask for; all else is passed to it.
+    """Builds CDM as the knobs say.
+
+    Args:
+        diffusion: the schedule.
+        derivative: `finite_difference`, as in the paper, or `exact`.
+        uncertainty: keep the maps of the pairs of draws apart.
+        args: the other settings of `CDM`.
+        settings: the same, by name.
 
     Raises:
         ValueError: if there is no such derivative, or a setting is out of its range.
     """
     if derivative not in DERIVATIVES:
         raise ValueError(f"derivative must be one of {list(DERIVATIVES)}; got {derivative!r}.")
-    method = DERIVATIVES[derivative](*args, **settings)
+    method = DERIVATIVES[derivative](diffusion, *args, **settings)
     return PairsOfDraws(method) if uncertainty else method

@@ -1,8 +1,8 @@
 """Forward-mode differentiation of a U-Net at the price of 2.5 to 3 forward passes.
 
 `Dual` carries a value and its tangent through an unchanged network. A linear operation acts on both alike. SiLU,
-softmax and group normalisation have symmetric Jacobians, so that J v, which forward mode needs, is v^T J, which the
-fused backward kernels of PyTorch compute. What comes before the first dual input is computed once, without a tangent.
+softmax and group normalisation have symmetric Jacobians, so J v, which forward mode needs, equals v^T J, which the
+fused backward kernels of PyTorch compute. What comes before the first dual input is computed without a tangent.
 
 `torch.func.jvp` decomposes the same operations into elementary ones and takes 4 to 5 forward passes; it fails on
 channels_last group normalisation and on fused attention. The tangent is never a difference of two near numbers, so it
@@ -22,8 +22,10 @@ ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
 
 
 class Dual(torch.Tensor):
-    """A tensor that stands for `primal` and, to first order, for its change `tangent`, of the same shape; under
-    autocast the two may be of different floating types."""
+    """A value with its first-order change: `primal` and `tangent`, of the same shape.
+
+    Under autocast the two may be of different floating types.
+    """
 
     primal: torch.Tensor
     tangent: torch.Tensor
@@ -49,7 +51,7 @@ class Dual(torch.Tensor):
 
 
 def split(x: torch.Tensor | Dual) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Value and tangent; a plain tensor is a constant, whose tangent is None."""
+    """Returns value and tangent; a plain tensor is a constant, and its tangent is None."""
     return (x.primal, x.tangent) if isinstance(x, Dual) else (x, None)
 
 
@@ -62,7 +64,7 @@ def affine(func: Callable, x: Dual, weight: torch.Tensor, bias: torch.Tensor | N
 
 
 def symmetric(func: Callable, x: Dual, *args, **kwargs) -> Dual:
-    """An operation with a symmetric Jacobian: its backward pass is its forward derivative."""
+    """Applies an operation with a symmetric Jacobian: its backward pass is its forward derivative."""
     with torch.enable_grad():
         primal = x.primal.detach().requires_grad_()
         value = func(primal, *args, **kwargs)

@@ -1,8 +1,13 @@
-"""Classifier guidance: a prediction of the noise, led towards a class by the noisy-image classifier.
+"""The denoiser as a method calls it, and classifier guidance as a wrapper around it.
 
-    eps_hat = f(x_t, t, y) - s sqrt(1 - abar_t) grad log p(y' | x_t)
+A denoiser here is a callable `(xs, t) -> predictions`: it takes one batch (B, C, H, W) for each trajectory that a
+method follows, all at the same t, and returns the predicted noise of each. `ConditionalDenoiser` is the network under
+one condition for each trajectory. `ClassifierGuidance` wraps a denoiser and leads each trajectory towards a class y:
 
-CG-CDM leads its two predictions towards y1 and towards y0, CG-Diff its one towards y0.
+    eps_hat = eps_hat(x_t) - s sqrt(1 - abar_t) grad log p(y | x_t)
+
+with p(y | x_t) the classifier of noised slices. CG-CDM leads its two trajectories towards y1 and y0, CG-Diff its only
+one towards y0.
 
 Reference: Dhariwal & Nichol 2021, arXiv 2105.05233, Algorithm 2.
 """
@@ -16,87 +21,76 @@ from torch import nn
 
 from custom_modules.diffusion import Diffusion
 
+Denoiser = Callable[[Sequence[torch.Tensor], int], Sequence[torch.Tensor]]
 
-def classifier_gradient(network: nn.Module, x_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+
+class ConditionalDenoiser:
+    """The prediction f(x_t, t, y) of trajectories with a condition each, computed as one batch.
+
+    Args:
+        network: f.
+        conditions: of the trajectories, (n,) int or (n, 2) float weights of y0 and y1, on the network's device.
+
+    Call: `xs`, for each of the n trajectories x_t (B, C, H, W) float32, and `t`; returns the predictions, alike.
+    """
+
+    def __init__(self, network: nn.Module, conditions: torch.Tensor) -> None:
+        self.network, self.conditions = network, conditions
+
+    def __call__(self, xs: Sequence[torch.Tensor], t: int) -> Sequence[torch.Tensor]:
+        x_t = torch.cat(list(xs))
+        y = self.conditions.repeat_interleave(len(xs[0]), 0)
+        return self.network(x_t, torch.full((len(x_t),), t, device=x_t.device), y).float().chunk(len(xs))
+
+
+class ClassifierGuidance:
+    """Wraps a denoiser: leads each of its trajectories towards a class.
+
+    Args:
+        denoiser: what is wrapped; it is called in the same way.
+        network: has the classifier.
+        diffusion: the schedule.
+        scale: s.
+        towards: class of each trajectory, 0 or 1.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, network: nn.Module, diffusion: Diffusion, scale: float, towards: Sequence[int]
+    ) -> None:
+        self.denoiser, self.network, self.diffusion = denoiser, network, diffusion
+        self.scale, self.towards = scale, towards
+
+    def __call__(self, xs: Sequence[torch.Tensor], t: int) -> Sequence[torch.Tensor]:
+        distinct = xs[:1] if xs[0] is xs[-1] else xs  # at t = Q, x'_t is x_t: half the work
+        gradients = [g.chunk(len(distinct)) for g in classifier_gradient(self.network, torch.cat(list(distinct)), t)]
+        scale = self.scale * (1 - self.diffusion.alpha_bar(t, xs[0])).sqrt()
+        return [
+            eps_hat - scale * gradients[y][i % len(distinct)]
+            for i, (eps_hat, y) in enumerate(zip(self.denoiser(xs, t), self.towards))
+        ]
+
+
+def classifier_gradient(
+    network: nn.Module, x_t: torch.Tensor, t: int | torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Computes the gradients of log p(y0 | x_t) and of log p(y1 | x_t) with respect to x_t.
 
     One backward pass gives both: with logits z, p(y1) = sigmoid(z_1 - z_0), so that with g = grad (z_1 - z_0)
 
         grad log p(y0) = -p(y1) g,    grad log p(y1) = p(y0) g,    and their difference is g.
 
-    Works under `no_grad`, too.
-
     Args:
-        network: has `classify(x_t, t)`, logits (B, 2).
-        x_t: slices (B, C, H, W) float.
-        t: timesteps (B,) int.
+        network: has `classify`.
+        x_t: (B, C, H, W) float32.
+        t: an int or (B,) int.
 
     Returns:
-        Two tensors (B, C, H, W), for y0 and for y1.
+        Both gradients, each as `x_t`; under `no_grad`, too.
     """
+    t = torch.full((len(x_t),), t, device=x_t.device) if isinstance(t, int) else t
     with torch.enable_grad():
         x_t = x_t.detach().requires_grad_()
         z_0, z_1 = network.classify(x_t, t).float().unbind(dim=1)
         g = torch.autograd.grad((z_1 - z_0).sum(), x_t)[0]
     p_1 = (z_1 - z_0).detach().sigmoid().view(-1, *[1] * (x_t.ndim - 1))
     return -p_1 * g, (1 - p_1) * g
-
-
-class ClassifierGuidance:
-    """Computes what guidance takes off a prediction: s sqrt(1 - abar_t) grad log p(y | x_t), for y0 and for y1.
-
-    Args:
-        network: has the classifier, `classify`.
-        diffusion: the schedule.
-        scale: s.
-
-    Call: `x_t` (B, C, H, W) at `t` (B,); returns two tensors (B, C, H, W), towards y0 and towards y1.
-    """
-
-    def __init__(self, network: nn.Module, diffusion: Diffusion, scale: float) -> None:
-        self.network, self.diffusion, self.scale = network, diffusion, scale
-
-    def __call__(self, x_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        scale = self.scale * (1 - self.diffusion.alpha_bar(t, x_t)).sqrt()
-        to_y0, to_y1 = classifier_gradient(self.network, x_t, t)
-        return scale * to_y0, scale * to_y1
-
-
-class GuidedPair:
-    """Wraps the two predictions of CDM: the first is led towards y1, the second towards y0 (CG-CDM).
-
-    Args:
-        predict: `(x_t, x_t_prime, t)` -> the two predictions.
-        guidance: of the classifier.
-
-    Call: as `predict`.
-    """
-
-    def __init__(self, predict: Callable[..., Sequence[torch.Tensor]], guidance: ClassifierGuidance) -> None:
-        self.predict, self.guidance = predict, guidance
-
-    def __call__(self, x_t: torch.Tensor, x_t_prime: torch.Tensor, t: torch.Tensor) -> Sequence[torch.Tensor]:
-        eps_hat, eps_hat_prime = self.predict(x_t, x_t_prime, t)
-        if x_t is x_t_prime:  # at t = Q one gradient serves both
-            to_y0, to_y1 = self.guidance(x_t, t)
-        else:
-            to_y0, to_y1 = self.guidance(torch.cat([x_t, x_t_prime]), torch.cat([t, t]))
-            to_y0, to_y1 = to_y0[len(x_t) :], to_y1[: len(x_t)]
-        return eps_hat - to_y1, eps_hat_prime - to_y0
-
-
-class GuidedDenoiser:
-    """Wraps a denoiser: its prediction is led towards y0 (CG-Diff).
-
-    Args:
-        denoiser: `(x_t, t, y)` -> the predicted noise.
-        guidance: of the classifier.
-
-    Call: as `denoiser`.
-    """
-
-    def __init__(self, denoiser: Callable[..., torch.Tensor], guidance: ClassifierGuidance) -> None:
-        self.denoiser, self.guidance = denoiser, guidance
-
-    def __call__(self, x_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self.denoiser(x_t, t, y).float() - self.guidance(x_t, t)[0]

@@ -1,7 +1,8 @@
-"""Slices to masks by a U-Net that sees them straight and mirrored: what student and upper bound have in common.
+"""Slices to masks in one forward pass: by the student, which learned from maps, or by the upper bound, from masks.
 
-Both are the same U-Net (`networks.Segmenter`), trained by the same loss on the same slices; only the labels differ. The
-student's are made from maps and tags (distill.py), those of the upper bound are masks (supervised.py).
+Both are the same U-Net (`networks.segmenter.Segmenter`), trained by the same loss on the same slices. Only the labels
+differ: the student's are made from saliency maps and slice tags (`distill.yaml`), those of the upper bound are masks
+(`train_supervised.yaml`). Both see each slice straight and mirrored, as in training.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from custom_modules.networks.weights import load_weights
 
 
 def logits(network: nn.Module, x_0: torch.Tensor, amp: bool) -> torch.Tensor:
-    """Computes logits of the target (B, 1, H, W) float32 for `x_0` (B, 1, H, W) float32 in [-1, 1], in bf16 where `amp`
-    and the hardware allow it."""
+    """Returns logits of the target (B, 1, H, W) float32 for `x_0` (B, 1, H, W) float32 in [-1, 1]; `amp`: by bf16."""
     with autocast(x_0.device, amp):
         return network(x_0).float()
 
@@ -39,7 +39,7 @@ class SegmentationStep(nn.Module):
 
 
 class Student:
-    """Maps the probability that the network's `segmenter`, which learned from maps and tags, gives to the target.
+    """The label-only segmenter, which learned from maps and tags; it is part of the network.
 
     Args:
         amp: bf16 where the hardware has it.
@@ -48,36 +48,23 @@ class Student:
     def __init__(self, amp: bool = True) -> None:
         self.amp = amp
 
-    @torch.no_grad()
     def __call__(self, x_0: torch.Tensor, network: WeakDiffusionNetwork, slices: Sequence[int]) -> torch.Tensor:
-        """Returns the probability of the target, (B, 1, H, W) float32 in [0, 1], of `x_0` (B, 1, H, W) float32 in
-        [-1, 1]; `slices` is not used."""
+        """Returns the probability of the target, (B, 1, H, W) float32 in [0, 1].
+
+        Args:
+            x_0: (B, 1, H, W) float32 in [-1, 1].
+            network: has the segmenter.
+            slices: ignored.
+
+        Raises:
+            ValueError: if the segmenter was not trained.
+        """
         check_distilled(network)
         return probability(network.segmenter, x_0, self.amp)
 
 
-def probability(network: nn.Module, x_0: torch.Tensor, amp: bool) -> torch.Tensor:
-    """Averages the probability, (B, 1, H, W) float32, over slices `x_0` (B, 1, H, W) and their mirror images along H
-    (left and right of axial slices), since training mirrors, too."""
-    straight, mirrored = logits(network, torch.cat([x_0, x_0.flip(2)]), amp).sigmoid().chunk(2)
-    return (straight + mirrored.flip(2)) / 2
-
-
-def check_distilled(network: WeakDiffusionNetwork) -> None:
-    """Stops where the segmenter of `network` has only its random start.
-
-    Raises:
-        ValueError: if so.
-    """
-    if network.segmenter is None or not network.distilled:
-        raise ValueError(
-            "these weights (ckpt_path) have no trained segmenter: run distill (configs/distill.yaml over train.yaml), "
-            "or choose another --method, such as cdm."
-        )
-
-
 class UpperBound:
-    """Maps the probability of a U-Net that was TRAINED ON MASKS: the upper bound.
+    """The upper bound: a U-Net that was TRAINED ON MASKS.
 
     Args:
         network: the U-Net, one channel in and one out.
@@ -94,8 +81,35 @@ class UpperBound:
         load_weights(network, path, knob="supervised_ckpt_path", remedy=remedy)
         self.network, self.amp = network.to(memory_format=torch.channels_last).eval(), amp
 
-    @torch.no_grad()
     def __call__(self, x_0: torch.Tensor, network: nn.Module, slices: Sequence[int]) -> torch.Tensor:
-        """Returns the probability of the target, (B, 1, H, W) float32 in [0, 1], of `x_0` (B, 1, H, W) float32 in
-        [-1, 1]; the label-only `network` and `slices` are not used."""
+        """Returns the probability of the target, (B, 1, H, W) float32 in [0, 1].
+
+        Args:
+            x_0: (B, 1, H, W) float32 in [-1, 1].
+            network: the label-only one; ignored.
+            slices: ignored.
+        """
         return probability(self.network.to(x_0.device), x_0, self.amp)
+
+
+@torch.no_grad()
+def probability(network: nn.Module, x_0: torch.Tensor, amp: bool) -> torch.Tensor:
+    """Averages the probability over slices `x_0` and their mirror images along H (left and right of axial slices).
+
+    `x_0` and the result are (B, 1, H, W) float32; `network` and `amp` are those of `logits`.
+    """
+    straight, mirrored = logits(network, torch.cat([x_0, x_0.flip(2)]), amp).sigmoid().chunk(2)
+    return (straight + mirrored.flip(2)) / 2
+
+
+def check_distilled(network: WeakDiffusionNetwork) -> None:
+    """Checks that the segmenter of `network` was trained.
+
+    Raises:
+        ValueError: if it has only its random start.
+    """
+    if network.segmenter is None or not network.distilled:
+        raise ValueError(
+            "these weights (ckpt_path) have no trained segmenter: run distill (configs/distill.yaml over train.yaml), "
+            "or choose another --method, such as cdm."
+        )
