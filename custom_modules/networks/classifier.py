@@ -12,10 +12,20 @@ from custom_modules.networks.denoiser import NUM_CLASSES
 
 
 class NoisyImageClassifier(nn.Module):
-    """Classifier p(y | x_t): the encoder of the diffusion U-Net, then a pooled head, so that any resolution works.
+    """Classifies slices x_t: the encoder of the diffusion U-Net, mean pooling and a linear head, for any resolution.
+
+    The encoder follows Dhariwal & Nichol 2021 (arXiv 2105.05233).
+
+    Args:
+        in_channels: channels of x.
+        channels: widths of the levels, from fine to coarse.
+        attention_levels: whether each level has attention.
+        num_res_blocks: residual blocks a level.
+        num_head_channels: width of an attention head.
+        norm_num_groups: of the group normalisation.
+        patch_size: as in `ConditionalUNet`.
 
     Forward: `x` (B, C, H, W) float, `timesteps` (B,) int; returns logits (B, 2). At t = 0 it judges clean slices.
-    The encoder follows Dhariwal & Nichol 2021 (arXiv 2105.05233).
     """
 
     def __init__(
@@ -68,7 +78,7 @@ class NoisyImageClassifier(nn.Module):
         self.head = nn.Linear(channels[-1], NUM_CLASSES)
 
     def features(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """The last feature map before pooling, (B, channels[-1], H / d, W / d) with d = patch_size 2^(levels - 1)."""
+        """Returns the last feature map before pooling, (B, channels[-1], H / d, W / d), d = patch_size 2^(levels - 1)."""
         emb = self.time_embed(get_timestep_embedding(timesteps, self.time_channels).to(x.dtype))
         h = self.conv_in(nn.functional.pixel_unshuffle(x, self.patch_size))
         for block in self.down_blocks:

@@ -10,10 +10,10 @@ NUM_CLASSES = 2  # y0: the slice does not show the target; y1: it does
 
 
 class SoftEmbedding(nn.Embedding):
-    """An embedding that takes a label or a mixture of labels.
+    """Embeds a label or a mixture of labels.
 
-    Integer labels of shape (B,) are looked up; floating weights over the classes, shape (B, classes), give
-    `w @ weight`: a one-hot row equals the lookup, and the derivative by the condition is the network's own.
+    Forward: labels (B,) int, which are looked up, or weights (B, classes) float, which give `w @ weight`. A one-hot row
+    equals the lookup, and the derivative with respect to the condition is the network's own. Returns (B, dim).
     """
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
@@ -25,9 +25,9 @@ class SoftEmbedding(nn.Embedding):
 class ConditionalUNet(DiffusionModelUNet):
     """The noise prediction f(x_t, t, y): MONAI's diffusion U-Net with two classes that may be mixed.
 
-    With `patch_size` p the slice enters as (p p) sub-images of H / p x W / p (space to depth) and leaves the same way:
-    at the noise levels that matter here the finest scale holds almost no signal, and the network is two to three times
-    as fast (Hoogeboom et al. 2023, "simple diffusion", arXiv 2301.11093).
+    With `patch_size` p the slice enters and leaves as p p sub-images of H / p x W / p (space to depth). At the noise
+    levels that matter here the finest scale holds almost no signal, and the network becomes two to three times as fast
+    (Hoogeboom et al. 2023, "simple diffusion", arXiv 2301.11093).
 
     Args:
         in_channels: channels of x.

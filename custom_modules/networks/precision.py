@@ -8,10 +8,10 @@ import torch
 
 
 def autocast(device: torch.device | str, enabled: bool = True) -> contextlib.AbstractContextManager:
-    """bf16 mixed precision where the hardware has it, CUDA and CPUs with AMX or AVX512-BF16, and else float32.
+    """Opens bf16 mixed precision where the hardware has it (CUDA, CPUs with AMX or AVX512-BF16), otherwise float32.
 
-    MONAI's engines open `torch.autocast("cuda")` only, so on a CPU this is ours to do. A CPU without bf16 units
-    emulates it, several times slower than float32. An autocast that a host has opened ends inside.
+    MONAI's engines open `torch.autocast("cuda")` only. A CPU without bf16 units emulates bf16, several times slower
+    than float32. Inside, the autocast of a host has no effect.
     """
     device_type = torch.device(device).type
     if device_type == "cpu" and enabled:

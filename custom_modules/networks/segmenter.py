@@ -1,4 +1,4 @@
-"""The segmenter, a 2D U-Net that learns from the maps or, as the upper bound, from masks."""
+"""The segmenter: a 2D U-Net that learns from saliency maps or, as the upper bound, from masks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import nn
 
 
 class Segmenter(nn.Module):
-    """MONAI's U-Net on patches of p x p pixels (space to depth): p times the resolution for the same time and memory.
+    """Runs MONAI's U-Net on patches of p x p pixels (space to depth): p times the resolution at the same cost.
 
     Args:
         patch_size: p.
         features: widths of `BasicUNet`.
-        norm_num_groups: of its group normalisation.
+        norm_num_groups: groups of its normalisation.
 
     Forward: slices `x` (B, 1, H, W) float in [-1, 1]; returns logits of the target (B, 1, H, W). H and W must be
     divisible by 16 p.

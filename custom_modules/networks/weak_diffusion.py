@@ -1,9 +1,8 @@
-"""Networks: a class-conditional denoiser, a classifier of noised slices, a segmenter, and one module that holds them.
+"""One module for all that inference needs: denoiser, classifier of noised slices, and segmenter.
 
-The method needs the noise prediction f(x_t, t, y) for an integer condition y and for a mixture of conditions
-(tau y1 + (1 - tau) y0 in Algorithm 1 of Hu et al., MICCAI 2023, arXiv 2306.03878), and the gradient of log p(y | x_t)
-of a classifier that has seen noised images. Everything here is built on MONAI's `DiffusionModelUNet` and its blocks,
-and on its `BasicUNet` for the segmenter, which learns from the maps (distill.py) and then needs no diffusion.
+CDM (Hu et al., MICCAI 2023, arXiv 2306.03878) needs the noise prediction f(x_t, t, y) for a condition y and for a
+mixture of conditions, CG-CDM also the gradient of log p(y | x_t) of a classifier that was trained on noised slices. The
+segmenter learns from the maps and then needs no diffusion.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ from custom_modules.networks.segmenter import Segmenter
 
 
 class WeakDiffusionNetwork(nn.Module):
-    """Denoiser, classifier and segmenter in one module: one checkpoint, one thing to load.
+    """Holds denoiser, classifier and segmenter: one checkpoint, one thing to load.
 
     The first two are trained together from slice tags, the segmenter afterwards from their maps (`run distill`). Until
-    then `distilled` is 0, and a checkpoint without any segmenter loads as well.
+    then `distilled` is 0, and a checkpoint without a segmenter loads, too.
 
     Args:
         denoiser: f(x_t, t, y).
         classifier: p(y | x_t).
-        segmenter: the student of the maps; None: there is none.
+        segmenter: learns from the maps; None for a network without one.
 
     Forward (the denoiser): `x` (B, C, H, W), or a volume (B, C, H, W, D) whose depth is folded into the batch;
     `timesteps` (B,) int, default 0; `class_labels` (B,) int or (B, 2) float, default y1. Returns the predicted noise,
@@ -60,11 +59,11 @@ class WeakDiffusionNetwork(nn.Module):
         return self.denoiser(x, timesteps, class_labels=class_labels)
 
     def classify(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Logits (B, 2) of the classifier for noised slices (B, C, H, W) at `timesteps` (B,)."""
+        """Returns logits (B, 2) of the classifier for slices `x` (B, C, H, W) float noised to `timesteps` (B,) int."""
         return self.classifier(x, timesteps)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        # Hosts load non-strictly (MONAI Label does); a network with random weights must not pass as trained.
+        # MONAI Label loads non-strictly, and a network with random weights must not pass as trained.
         own = self.state_dict(prefix=prefix)
         if not any(name.startswith(f"{prefix}segmenter.") for name in state_dict):  # not distilled yet, or of 0.3.0
             state_dict |= {name: own[name] for name in own if name.startswith(f"{prefix}segmenter.")}

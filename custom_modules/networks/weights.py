@@ -1,4 +1,4 @@
-"""Weights on disk: loading them, and the list of the cases that they were trained on."""
+"""Weights on disk, and the list of the cases that they were trained on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from torch import nn
 def load_weights(
     network: nn.Module, path: str | Path | None, knob: str = "ckpt_path", remedy: str = "train first"
 ) -> nn.Module:
-    """Loads a flat state dict (`model.pt`) into `network` and returns it; with None the network stays as it is.
+    """Loads a flat state dict (`model.pt`) into `network` and returns the network.
 
-    Errors name the `knob` that set `path`, and a `remedy` for a file that is not there.
+    Args:
+        network: to load into.
+        path: of the weights; None leaves the network as it is.
+        knob: that set `path`, for errors.
+        remedy: for a file that does not exist, for errors.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -33,11 +37,11 @@ def load_weights(
 
 
 def training_list(weights: str | Path) -> Path:
-    """Where the names of the cases that `weights` were trained on stand: beside them, one a line."""
+    """Returns the file beside `weights` that names the cases they were trained on, one a line."""
     return Path(weights).with_suffix(".training.txt")
 
 
 def training_cases(weights: str | Path) -> list[str] | None:
-    """The cases that `weights` were trained on, or None when that was not recorded."""
+    """Returns the cases that `weights` were trained on, or None if that was not recorded."""
     path = training_list(weights)
     return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else None

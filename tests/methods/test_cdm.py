@@ -37,8 +37,9 @@ def algorithm_1(x_0, eps, network: Gaussian, levels, num_steps: int, tau: float,
             for t in range(noise_level, noise_level - num_steps, -1):
                 steps = []
                 for x_t, weights, y in ((x, [0.0, 1.0], 1), (x_prime, [1 - tau, tau], 0)):
-                    prediction = network(x_t, torch.tensor([t]), torch.tensor([weights], dtype=torch.float64))
-                    prediction = prediction - s * math.sqrt(1 - ABAR[t]) * network.log_p_gradient(x_t, torch.tensor([t]), y)
+                    at = torch.tensor([t])
+                    prediction = network(x_t, at, torch.tensor([weights], dtype=torch.float64))
+                    prediction = prediction - s * math.sqrt(1 - ABAR[t]) * network.log_p_gradient(x_t, at, y)
                     steps.append(ddim_step(x_t, prediction, t))
                 x, x_prime = steps
                 a += (x - x_prime) / (1 - tau)

@@ -23,7 +23,7 @@ MU_0 = torch.linspace(-0.5, 0.5, SIZE, dtype=torch.float64).expand(1, 1, SIZE, S
 MU_1 = MU_0 + 0.4 * TARGET  # the target is bright
 
 
-def healthy_or_not() -> Gaussian:
+def oracle() -> Gaussian:
     return Gaussian(MU_0, MU_1)
 
 
@@ -70,10 +70,10 @@ def cg_diff(x_0: torch.Tensor, network: Gaussian, noise_level: int, s: float, st
 def test_equals_the_slow_transcription(noise_level, stride, s):
     x_0 = images()
     run = method(noise_level, guidance_scale=s, stride=stride)
-    xhat = run.reconstruct(x_0, healthy_or_not())
-    expected = cg_diff(x_0, healthy_or_not(), noise_level, s, stride)
+    xhat = run.reconstruct(x_0, oracle())
+    expected = cg_diff(x_0, oracle(), noise_level, s, stride)
     torch.testing.assert_close(xhat.double(), expected, rtol=1e-4, atol=1e-4)
-    maps = run(x_0, healthy_or_not(), SLICES)
+    maps = run(x_0, oracle(), SLICES)
     assert maps.shape == x_0.shape and maps.dtype == xhat.dtype == torch.float32
     torch.testing.assert_close(maps.double(), (x_0 - expected).abs(), rtol=1e-4, atol=1e-4)
 
@@ -88,7 +88,7 @@ def test_equals_the_slow_transcription(noise_level, stride, s):
     ],
 )
 def test_visits_every_stride_th_index_up_to_l_and_back(noise_level, stride, up, down):
-    network = healthy_or_not()
+    network = oracle()
     method(noise_level, stride=stride)(images()[:2], network, SLICES[:2])
     assert [(t, y) for t, y, *_ in network.calls] == [([t, t], [0, 0]) for t in up + down]  # healthy both ways
     assert network.classified == [[t, t] for t in down]  # no guidance on the way up
@@ -96,7 +96,7 @@ def test_visits_every_stride_th_index_up_to_l_and_back(noise_level, stride, up, 
 
 
 def test_encodes_to_the_noise_that_the_probability_flow_leads_to():
-    network, x_0 = healthy_or_not(), images()
+    network, x_0 = oracle(), images()
     method(400, guidance_scale=0).reconstruct(x_0, network)
     latent = network.inputs[401]  # calls 0..400 lead up to L = 400; the next one, the first of decoding, is asked at L
     assert network.calls[401][0] == [400] * 3
@@ -108,7 +108,7 @@ def test_encodes_to_the_noise_that_the_probability_flow_leads_to():
 def test_without_guidance_the_slice_comes_back_and_worse_with_longer_steps():
     x_0 = images()
     errors = [
-        method(400, guidance_scale=0, stride=k)(x_0, healthy_or_not(), SLICES).square().mean().sqrt().item()
+        method(400, guidance_scale=0, stride=k)(x_0, oracle(), SLICES).square().mean().sqrt().item()
         for k in (1, 4, 16)
     ]
     # Euler there and back: the error is of the first order in the step, and small against SIGMA = 0.3
@@ -119,16 +119,16 @@ def test_without_guidance_the_slice_comes_back_and_worse_with_longer_steps():
 @pytest.mark.parametrize("stride", [1, 10])
 def test_guidance_takes_the_target_out_and_leaves_the_rest(stride):
     x_0, inside = images(), TARGET.expand(3, -1, -1, -1)
-    difference = x_0 - method(400, guidance_scale=100, stride=stride).reconstruct(x_0, healthy_or_not())
+    difference = x_0 - method(400, guidance_scale=100, stride=stride).reconstruct(x_0, oracle())
     assert (difference[inside] > 0.1).all()  # y1 brightens the target by 0.4, healthy is darker
     assert difference[inside].min() > 5 * difference[~inside].abs().max()
     # elsewhere the classes are the same and the guidance is 0: only the round trip's own error is left
-    unguided = x_0 - method(400, guidance_scale=0, stride=stride).reconstruct(x_0, healthy_or_not())
+    unguided = x_0 - method(400, guidance_scale=0, stride=stride).reconstruct(x_0, oracle())
     torch.testing.assert_close(difference[~inside], unguided[~inside], rtol=0, atol=1e-5)
 
 
 def test_more_guidance_takes_out_more_and_none_asks_no_classifier():
-    x_0, inside, network = images(), TARGET.expand(3, -1, -1, -1), healthy_or_not()
+    x_0, inside, network = images(), TARGET.expand(3, -1, -1, -1), oracle()
     none = method(400, guidance_scale=0, stride=10)(x_0, network, SLICES)
     assert network.classified == []
     some, more = (method(400, guidance_scale=s, stride=10)(x_0, network, SLICES) for s in (1, 10))
@@ -138,7 +138,7 @@ def test_more_guidance_takes_out_more_and_none_asks_no_classifier():
 def test_the_stride_does_not_change_what_s_means():
     """A step k times as long moves k times as far along the gradient, so that a coarse path is near the fine one."""
     x_0, inside = images(), TARGET.expand(3, -1, -1, -1)
-    fine, coarse = (method(400, guidance_scale=1, stride=k)(x_0, healthy_or_not(), SLICES)[inside].mean() for k in (1, 10))
+    fine, coarse = (method(400, guidance_scale=1, stride=k)(x_0, oracle(), SLICES)[inside].mean() for k in (1, 10))
     torch.testing.assert_close(fine, coarse, rtol=0.1, atol=0)
 
 
@@ -157,14 +157,14 @@ def test_batch_size_and_slice_numbers_do_not_matter():
 def test_nothing_is_drawn():
     x_0, run = images(), method(20, stride=5)
     state = torch.random.get_rng_state()
-    first = run(x_0, healthy_or_not(), SLICES)
+    first = run(x_0, oracle(), SLICES)
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(run(x_0, healthy_or_not(), SLICES), first)
+    assert torch.equal(run(x_0, oracle(), SLICES), first)
 
 
 def test_contexts_outside_change_nothing():
-    x_0, run, network = images(), method(20, stride=5, amp=False), healthy_or_not()
-    plain = run(x_0, healthy_or_not(), SLICES)
+    x_0, run, network = images(), method(20, stride=5, amp=False), oracle()
+    plain = run(x_0, oracle(), SLICES)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):  # as inside MONAI's evaluator
         inside = run(x_0, network, SLICES)
     assert torch.equal(inside, plain)
@@ -174,8 +174,8 @@ def test_contexts_outside_change_nothing():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_types_are_computed_in_float32(dtype):
     x_0, run = images().half().to(dtype), method(20, stride=5)  # the same numbers in every type
-    maps = run(x_0, healthy_or_not(), SLICES)
-    assert maps.dtype == torch.float32 and torch.equal(maps, run(x_0.float(), healthy_or_not(), SLICES))
+    maps = run(x_0, oracle(), SLICES)
+    assert maps.dtype == torch.float32 and torch.equal(maps, run(x_0.float(), oracle(), SLICES))
 
 
 def test_leaves_no_gradient_and_no_change_behind():
