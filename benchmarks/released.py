@@ -19,7 +19,7 @@ R, TAU = 10, 0.95
 def released(
     network: nn.Module, diffusion: Diffusion, noise_level: int, scale: float, amp: bool = False
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Maps (n, 1, H, W) of slices (n, 1, H, W) in [-1, 1]; `scale` is s, `amp` opens bf16."""
+    """Returns a function from slices (n, 1, H, W) in [-1, 1] to their maps; `scale` is s, `amp` opens bf16."""
 
     def guidance(x_t: torch.Tensor, t: torch.Tensor, y: int) -> torch.Tensor | float:
         if not scale:

@@ -25,7 +25,7 @@ def scheduler():
 
 
 def test_alpha_bar_at_the_papers_noise_level(diffusion):
-    # DESIGN.md: abar_400 = 0.194 for T = 1000 and linear beta; here by the product itself
+    # abar_400 = 0.194 for T = 1000 and linear beta; here by the product itself
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     expected = torch.cumprod(1 - betas, dim=0)[400].item()
     value = diffusion.alpha_bar(torch.tensor([400]), randn(1, 1, 4, 4))
@@ -117,5 +117,5 @@ def test_the_step_is_differentiable(diffusion):
     assert x_t.grad.isfinite().all() and x_t.grad.abs().min() > 0
 
 
-def test_nothing_of_it_stands_in_a_checkpoint(diffusion):
+def test_a_checkpoint_holds_nothing_of_it(diffusion):
     assert diffusion.state_dict() == {} and not list(diffusion.parameters())

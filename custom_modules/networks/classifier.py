@@ -78,7 +78,7 @@ class NoisyImageClassifier(nn.Module):
         self.head = nn.Linear(channels[-1], NUM_CLASSES)
 
     def features(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Returns the last feature map before pooling, (B, channels[-1], H / d, W / d), d = patch_size 2^(levels - 1)."""
+        """Returns the last features before pooling, (B, channels[-1], H / d, W / d); d = patch_size 2^(levels - 1)."""
         emb = self.time_embed(get_timestep_embedding(timesteps, self.time_channels).to(x.dtype))
         h = self.conv_in(nn.functional.pixel_unshuffle(x, self.patch_size))
         for block in self.down_blocks:

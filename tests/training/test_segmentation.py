@@ -43,7 +43,7 @@ def test_the_loss_by_hand():
     assert SegmentationLoss()(logits, label).item() == pytest.approx(dice + cross_entropy, abs=1e-5)
 
 
-def test_unknown_pixels_have_no_gradient_and_their_logits_no_say():
+def test_unknown_pixels_have_no_gradient_and_their_logits_do_not_count():
     logits, label = batch()
     label[:, :, 5:, :4] = UNKNOWN
     unknown = label == UNKNOWN
@@ -67,7 +67,7 @@ def test_unknown_pixels_count_as_right(right):
     assert torch.allclose(found, expected, atol=1e-6) == (right == 0)
 
 
-def test_a_batch_of_which_nothing_is_known_is_harmless():
+def test_a_batch_without_a_known_pixel_is_harmless():
     logits = randn(2, 1, 8, 8).requires_grad_()
     loss = SegmentationLoss()(logits, torch.full_like(logits, UNKNOWN).detach())
     loss.backward()
