@@ -129,7 +129,7 @@ class PairsOfDraws:
     def __init__(self, method: CDM) -> None:
         if method.num_draws < 3:
             raise ValueError(f"uncertainty needs two pairs of draws or more, num_draws >= 3; got {method.num_draws}.")
-        self.method = method
+        self.method, self.seed = method, method.seed
 
     def __call__(self, x_0: torch.Tensor, network: nn.Module, slices: Sequence[int]) -> torch.Tensor:
         pairs = self.method.maps(x_0, network, slices).split(2 * len(self.method.levels), dim=1)
