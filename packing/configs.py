@@ -50,7 +50,7 @@ def expand(text: str, bundle: str | None = None) -> str:
     Raises:
         ValueError: if there is no such file or section.
     """
-    sources = {PARTS: (SHARED / PARTS).read_text(), BUNDLE: bundle}
+    sources = {PARTS: (SHARED / PARTS).read_text(encoding="utf-8"), BUNDLE: bundle}
 
     def insert(line: re.Match) -> str:
         indent, file, name = line.groups()
@@ -64,8 +64,8 @@ def expand(text: str, bundle: str | None = None) -> str:
 
 def written(bundle: Path) -> dict[str, str]:
     """Returns the text of each config of a bundle's folder, by its file name."""
-    own = (bundle / BUNDLE).read_text()
-    texts = {file.name: file.read_text() for file in sorted(SHARED.iterdir()) if file.name != PARTS}
+    own = (bundle / BUNDLE).read_text(encoding="utf-8")
+    texts = {file.name: file.read_text(encoding="utf-8") for file in sorted(SHARED.iterdir()) if file.name != PARTS}
     return {
         file: HEAD.format(file=file)
         + expand(text, own).replace("bundles/NAME/", f"bundles/{bundle.name}/")
@@ -77,7 +77,7 @@ def write(bundle: Path) -> None:
     """Writes a bundle's configs into its folder."""
     (bundle / "configs").mkdir(exist_ok=True)
     for file, text in written(bundle).items():
-        (bundle / "configs" / file).write_text(text)
+        (bundle / "configs" / file).write_text(text, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from custom_modules import __version__
+from custom_modules.files import read_json
 from packing import configs
 
 README = """# {name}
@@ -66,19 +67,19 @@ def new_bundle(name: str, source: Path, folder: Path, target_labels: Sequence[in
     """
     if not re.fullmatch(r"[A-Za-z]\w*", name):
         raise ValueError(f"a bundle's name is letters, digits and underscores, a letter first; got {name!r}.")
-    bundle, text = folder / name, (source / configs.BUNDLE).read_text()
+    bundle, text = folder / name, (source / configs.BUNDLE).read_text(encoding="utf-8")
     if bundle.exists():
         raise FileExistsError(f"{bundle} already exists.")
     for part in ("configs", "docs", "models"):
         (bundle / part).mkdir(parents=True)
-    (bundle / configs.BUNDLE).write_text(bundle_text(text, name, target_labels))
+    (bundle / configs.BUNDLE).write_text(bundle_text(text, name, target_labels), encoding="utf-8")
     shutil.copy(source / "LICENSE", bundle)
     (bundle / "custom_modules").symlink_to(os.path.relpath(configs.REPO / "custom_modules", bundle.resolve()))
-    content = metadata(json.loads((source / "configs" / "metadata.json").read_text()), name)
-    (bundle / "configs" / "metadata.json").write_text(json.dumps(content, indent=4) + "\n")
+    content = metadata(read_json(source / "configs" / "metadata.json"), name)
+    (bundle / "configs" / "metadata.json").write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
     readme = README.format(name=name, source=source.name, version=__version__)
-    (bundle / "docs" / "README.md").write_text(readme)
-    (bundle / "docs" / "data_license.txt").write_text(DATA_LICENSE)
+    (bundle / "docs" / "README.md").write_text(readme, encoding="utf-8")
+    (bundle / "docs" / "data_license.txt").write_text(DATA_LICENSE, encoding="utf-8")
     configs.write(bundle)
     return bundle
 

@@ -1,4 +1,4 @@
-"""Packs each bundle so that it stands alone: as a folder to serve from, and as a zip to download.
+"""Packs each bundle to be used alone: as a folder to serve from, and as a zip to download.
 
     python -m packing.pack [bundles/brats_flair ...] [--output_dir dist] [--export_dir dist/export]
 
@@ -151,7 +151,7 @@ def pack(output_dir: Path, export_dir: Path = EXPORTS, bundles: Sequence[Path] =
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m packing.pack", description="Pack the bundles to stand alone.")
+    parser = argparse.ArgumentParser(prog="python -m packing.pack", description="Pack the bundles to be used alone.")
     parser.add_argument("bundles", type=Path, nargs="*", help="folders of bundles (default: all of the repository)")
     parser.add_argument("--output_dir", type=Path, default=DIST, help="gets the folders and zips")
     parser.add_argument("--export_dir", type=Path, default=EXPORTS, help="of packing.export")
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{folder}/")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print((options.output_dir / SUMS).read_text(), end="")
+    print((options.output_dir / SUMS).read_text(encoding="utf-8"), end="")
 
 
 if __name__ == "__main__":

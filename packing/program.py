@@ -33,7 +33,7 @@ def check_program(parser: ConfigParser) -> None:
     Raises:
         ValueError: if the config says something that the program does not do, or the shared one has changed.
     """
-    shared = yaml.safe_load(expand((SHARED / "inference.yaml").read_text()))
+    shared = yaml.safe_load(expand((SHARED / "inference.yaml").read_text(encoding="utf-8")))
     expected, found = _facts(ConfigParser(shared)), _facts(parser)
     for name in [*expected, *found]:
         if expected.get(name, NOTHING) != found.get(name, NOTHING):

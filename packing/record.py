@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from custom_modules.files import sha256
+from custom_modules.files import read_json, sha256
 
 RECORD = "export.json"
 
@@ -27,7 +27,7 @@ def describe(folder: Path, config: Path, weights: Path, knobs: Mapping) -> dict:
     metadata = config.with_name("metadata.json")
     sources = {"models/model.pt": weights, **{f"configs/{path.name}": path for path in (config, metadata)}}
     return {
-        "version": json.loads(metadata.read_text())["version"],
+        "version": read_json(metadata)["version"],
         "knobs": json.loads(json.dumps(knobs, default=str)),
         "from": {name: sha256(path) for name, path in sources.items()},
         "made": {path.name: sha256(path) for path in exported_files(folder)},
@@ -45,8 +45,8 @@ def check(folder: Path, bundle: Path) -> list[Path]:
         return []
     remedy = f"Export {bundle.name} again (make export), or remove {folder}."
     try:
-        record = json.loads((folder / RECORD).read_text())
-    except (FileNotFoundError, json.JSONDecodeError) as error:
+        record = read_json(folder / RECORD)
+    except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{folder} has no {RECORD} that says what its files were made from. {remedy}") from error
     now = describe(folder, bundle / "configs" / "inference.yaml", bundle / "models" / "model.pt", {})
     if problems := _differences(record, now):

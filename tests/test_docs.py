@@ -16,13 +16,14 @@ FOLDERS = "bundles/brats_flair|bundles/chaos_kidney|custom_modules|study|packing
 
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, made as GitHub makes them."""
-    heads = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
 def test_page(page):
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     assert [line for line in text.splitlines() if len(line) > 120] == []
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
         file, _, anchor = target.partition("#")
@@ -42,15 +43,16 @@ def test_readme_is_short():
 
 def test_knobs_exist():
     known = {knob for file in REPO.glob("bundles/*/configs/*.yaml") for knob in ConfigParser.load_config_file(file)}
-    rows = re.findall(r"^\| (`.+?`) \|", (REPO / "docs/knobs.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (`.+?`) \|", (REPO / "docs/knobs.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(rows) > 20 and {knob for row in rows for knob in re.findall(r"`(\w+)`", row)} - known == set()
 
 
 def test_messages_exist():
     folders = ("custom_modules", "study", "packing")
-    nodes = (n for d in folders for f in (REPO / d).rglob("*.py") for n in ast.walk(ast.parse(f.read_text())))
+    trees = (ast.parse(file.read_bytes()) for folder in folders for file in (REPO / folder).rglob("*.py"))
+    nodes = (node for tree in trees for node in ast.walk(tree))
     texts = "\n".join(n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))
-    page = (REPO / "docs/troubleshooting.md").read_text()
+    page = (REPO / "docs/troubleshooting.md").read_text(encoding="utf-8")
     messages = [message for message in re.findall(r"`([^`]+)`", page) if "..." in message]
     assert len(messages) > 40
     assert [m for m in messages if any(part.strip() not in texts for part in re.split(r"\.\.\.", m))] == []

@@ -39,40 +39,26 @@ class NoisyImageClassifier(nn.Module):
         patch_size: int = 1,
     ) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.time_channels, time_embed_dim = channels[0], channels[0] * 4
-        self.time_embed = nn.Sequential(
-            nn.Linear(channels[0], time_embed_dim), nn.SiLU(), nn.Linear(time_embed_dim, time_embed_dim)
-        )
+        self.patch_size, self.time_channels = patch_size, channels[0]
+        width = 4 * channels[0]  # of the time embedding
+        self.time_embed = nn.Sequential(nn.Linear(channels[0], width), nn.SiLU(), nn.Linear(width, width))
         self.conv_in = nn.Conv2d(in_channels * patch_size**2, channels[0], kernel_size=3, padding=1)
-        common = dict(norm_num_groups=norm_num_groups, norm_eps=1e-6, with_cross_attn=False, resblock_updown=False)
-        common |= dict(transformer_num_layers=1, cross_attention_dim=None, upcast_attention=False)
+        common = dict(spatial_dims=2, temb_channels=width, norm_num_groups=norm_num_groups, norm_eps=1e-6)
+        common |= dict(num_head_channels=num_head_channels, transformer_num_layers=1, cross_attention_dim=None)
         self.down_blocks = nn.ModuleList(
             get_down_block(
-                spatial_dims=2,
                 in_channels=channels[max(level - 1, 0)],
-                out_channels=width,
-                temb_channels=time_embed_dim,
+                out_channels=channels[level],
                 num_res_blocks=num_res_blocks,
                 add_downsample=level < len(channels) - 1,
+                resblock_updown=False,
                 with_attn=attention_levels[level],
-                num_head_channels=num_head_channels,
+                with_cross_attn=False,
                 **common,
             )
-            for level, width in enumerate(channels)
+            for level in range(len(channels))
         )
-        self.middle_block = get_mid_block(
-            spatial_dims=2,
-            in_channels=channels[-1],
-            temb_channels=time_embed_dim,
-            norm_num_groups=norm_num_groups,
-            norm_eps=1e-6,
-            with_conditioning=False,
-            num_head_channels=num_head_channels,
-            transformer_num_layers=1,
-            cross_attention_dim=None,
-            upcast_attention=False,
-        )
+        self.middle_block = get_mid_block(in_channels=channels[-1], with_conditioning=False, **common)
         self.norm = nn.GroupNorm(norm_num_groups, channels[-1])
         self.activation = nn.SiLU()  # a module, so that class activation maps can name it
         self.head = nn.Linear(channels[-1], NUM_CLASSES)

@@ -113,7 +113,7 @@ def test_equals_the_slow_way(network, variant, layer, eigen):
 
 @pytest.mark.parametrize("layer", ["classifier.activation", "classifier.conv_in"])
 def test_gradcam_equals_monais(layer):
-    network, x = tiny_network(), slices()
+    network, x = tiny_network(), slices().requires_grad_()  # as MONAI's hooks need it
 
     class Classifier(nn.Module):
         def __init__(self) -> None:
