@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.bundles import REPO, TAGS, config, monai_bundle
+from tests.helpers.processes import forked_bundle
 from tests.helpers.runs import CASES, assert_same_results, command, save_heads, save_random_weights, table, written
 
 KILLER = """
@@ -33,15 +34,19 @@ def data(tmp_path_factory) -> Path:
     return save_heads(tmp_path_factory.mktemp("somewhere") / "data")  # the folder's name is the group's
 
 
+def by_several(words: list[str], *overlays: Path) -> list[str]:
+    """Adds to a command the config for several processes, and further ones; logging is the bundle's."""
+    files = [*json.loads(words[2].replace("'", '"')), config("brats_flair", "multi_gpu_inference"), *map(str, overlays)]
+    return [word for word in (*words[:2], f"{files}", *words[3:]) if not word.startswith("--logging_file")]
+
+
 def torchrun(words: list[str], *overlays: Path) -> subprocess.CompletedProcess:
     """Runs the command by two processes, as a user types it, with further configs; stdout and stderr together."""
-    files = [*json.loads(words[2].replace("'", '"')), config("brats_flair", "multi_gpu_inference"), *map(str, overlays)]
-    words = [word for word in (*words[:2], f"{files}", *words[3:]) if not word.startswith("--logging_file")]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
-    return subprocess.run([*launch, *words], cwd=REPO, env=environment, timeout=300, **streams)
+    return subprocess.run([*launch, *by_several(words, *overlays)], cwd=REPO, env=environment, timeout=300, **streams)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,8 @@ def by_one(data, weights, tmp_path_factory) -> Path:
 
 
 def test_two_processes_do_what_one_does(data, weights, by_one, tmp_path):
-    process = torchrun(command(data, tmp_path, weights, "--section=['validation','test']", "--gate=classifier"))
+    words = command(data, tmp_path, weights, "--section=['validation','test']", "--gate=classifier")
+    process = forked_bundle(*by_several(words), processes=2)
     report = r"\[rank(\d)\]: RuntimeError: 1 of 5 cases failed:\n\[rank\1\]:   bad: "  # torch marks an error's lines
     assert process.returncode != 0 and re.search(report, process.stdout), process.stdout
     assert_same_results(tmp_path, by_one)
@@ -76,7 +82,7 @@ def test_a_killed_process_is_reported_and_what_is_missing_is_done_later(data, we
     assert not (out / "metrics" / "per_slice.csv").exists()
 
     done = [case for case in before if (out / "metrics" / "cases" / f"{case}_flair.json").is_file()]
-    process = torchrun(words)
+    process = forked_bundle(*by_several(words), processes=2)
     assert process.returncode == 0, process.stdout
     assert f"{len(done)} of 4 cases were already done" in process.stdout
     after = written(out)
@@ -85,7 +91,8 @@ def test_a_killed_process_is_reported_and_what_is_missing_is_done_later(data, we
 
 
 def test_fewer_cases_than_processes_are_an_error_before_any_work(data, weights, tmp_path):
-    process = torchrun(command(data, tmp_path / "out", weights, "--section=validation", overlays=()))
+    words = command(data, tmp_path / "out", weights, "--section=validation", overlays=())
+    process = forked_bundle(*by_several(words), processes=2)
     message = "1 cases for 2 processes: start at most as many processes as cases, --nproc_per_node 1."
     assert process.returncode != 0 and message in process.stdout, process.stdout
     assert not (tmp_path / "out").exists()

@@ -38,12 +38,16 @@ def say(exports, **said):
     path.write_text(json.dumps(json.loads(path.read_text()) | said))
 
 
+def append(path, text):
+    path.write_text(path.read_text() + text)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda b, e: (b / "models" / "model.pt").write_bytes(b"trained again"), "models/model.pt was another file"),
-        (lambda b, e: (b / "configs" / "inference.yaml").open("a").write("#"), "inference.yaml was another file"),
-        (lambda b, e: (b / "configs" / "metadata.json").open("a").write(" "), "metadata.json was another file"),
+        (lambda b, e: append(b / "configs" / "inference.yaml", "#"), "inference.yaml was another file"),
+        (lambda b, e: append(b / "configs" / "metadata.json", " "), "metadata.json was another file"),
         (lambda b, e: say(e, version="0.0.1"), f"of version 0.0.1, the bundle of {custom_modules.__version__}"),
         (lambda b, e: say(e, knobs={"ckpt_path": "/home/me/m.pt", "tau": 0}), "with --ckpt_path --tau"),
         (lambda b, e: (e / "model.ts").write_bytes(b"of another export"), "model.ts was not made then, or differs"),
