@@ -50,16 +50,9 @@ class Diffusion(nn.Module):
         t: int | torch.Tensor,
         t_next: int | torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Takes the step of Eq. (5) with eta = 0 and no clipping.
+        """Takes the step of Eq. (5), eta = 0 and no clipping, from `x_t` and `eps_hat` (B, C, H, W) float32 at `t`.
 
-        Args:
-            x_t: (B, C, H, W) float32.
-            eps_hat: the predicted noise, as `x_t`.
-            t: index of x_t, an int or (B,) int.
-            t_next: index of the result, on either side of t; -1 is the clean image; None is t - 1.
-
-        Returns:
-            x_{t_next}, as `x_t`.
+        It leads to x_{t_next}, on either side of t: -1 is the clean image, None is t - 1. Both are an int or (B,) int.
         """
         t_next = t - 1 if t_next is None else t_next
         alpha_bar, alpha_bar_next = self.alpha_bar(t, x_t), self.alpha_bar(t_next, x_t)

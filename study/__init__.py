@@ -1,6 +1,6 @@
 """Studies: many evaluations under one protocol, their tables, figures and reports. Command: `python -m study`.
 
-The files, each of which imports only those above it:
+The files; each imports only those above it:
 
     volumes, tables         volumes and measurements of one case; the results of all runs as CSV, JSON, Markdown
     results                 a results folder as figures and reports see it

@@ -71,8 +71,7 @@ def slice_metrics(
     1 4 0.0 0.0 nan
 
     Args:
-        pred: predicted mask on the native grid, (H, W, D), any dtype, values 0 and 1.
-        label: true mask, same shape and values.
+        pred, label: predicted and true mask on the native grid, (H, W, D), any dtype, values 0 and 1.
         slice_axis: axis of the array along which slices are counted.
         spacing: voxel size in mm along the three axes; the two in-plane ones enter HD95.
         min_area: slices with a smaller target are left out; in pixels, or in (0, 1) a fraction of the slice.
@@ -110,17 +109,10 @@ def slice_metrics(
 
 
 def volume_metrics(pred: NdarrayOrTensor, label: NdarrayOrTensor) -> dict[str, float]:
-    """Computes Dice over all slices, false positives on negative ones included.
-
-    Args:
-        pred: predicted mask, (H, W, D), any dtype, values 0 and 1.
-        label: true mask, same shape and values.
+    """Computes Dice over all slices, false positives on negative ones included; masks and errors as in `slice_metrics`.
 
     Returns:
         `{"volume_dice": ...}` in [0, 1]: 0 when only one mask is empty, NaN (undefined) when both are.
-
-    Raises:
-        ValueError: shapes differ or are not 3D, or a mask is not binary.
     """
     pred, label = _binary(pred, label)
     if not (pred.any() or label.any()):
@@ -175,7 +167,7 @@ def _measures(per_slice: Sequence[Row], per_volume: Sequence[Row]) -> dict[str, 
     return measures | {"seconds_per_slice": mean_defined(per_volume, "seconds_per_slice")}
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """Returns `value` as strict JSON would: NaN and infinity as None, tensors as lists, other objects as text."""
     text = json.dumps(value, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v))
     return json.loads(text, parse_constant=lambda _: None)
@@ -204,4 +196,4 @@ def summarise(per_slice: Sequence[Row], per_volume: Sequence[Row], **context: An
     if len(groups) > 1:
         split = {g: [[r for r in rows if _patient(r)[0] == g] for rows in (per_slice, per_volume)] for g in groups}
         summary["groups"] = {group or "none": _measures(*rows) for group, rows in split.items()}
-    return _jsonable(summary)
+    return jsonable(summary)

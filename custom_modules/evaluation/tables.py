@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from custom_modules.evaluation.metrics import Row, number
+from custom_modules.evaluation.metrics import Row, jsonable, number
 from custom_modules.files import atomic_path, read_json_or_empty, write_json
 
 CASE_COLUMNS = ("case", "group", "seed", "in_training")
@@ -22,11 +22,7 @@ ROW_KEYS = {"gate", "volume", "slices"}  # what a case's file holds beside a rec
 
 def write_case_rows(path: Path, rows: Row) -> None:
     """Writes the rows of a case as JSON; NaN, which JSON does not have, becomes null."""
-    write_json(path, rows | {"volume": _without_nan(rows["volume"]), "slices": list(map(_without_nan, rows["slices"]))})
-
-
-def _without_nan(row: Row) -> Row:
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+    write_json(path, jsonable(rows))
 
 
 def read_case_rows(path: Path) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class SaliencyInferer(Inferer):
         blur: standard deviation, in pixels, of a Gaussian over each slice's map; 0 for none (the paper).
         intensity_power: the map is multiplied by the slice's intensity in [0, 1] to this power: the map knows where a
             bright target is, the image knows its border; 0 for the map alone (the paper).
-        erosion: pixels taken off the rim of the body, outside of which the map does not count (the scalp competes).
+        erosion: pixels taken off the rim of the body; beyond them the map does not count (the scalp competes).
         smoothing: standard deviation, in slices, of a Gaussian over the processed slices; 0 for none.
         amp: bf16 for the gate where the hardware has it.
 

@@ -75,15 +75,9 @@ class CDM:
         self.bf16 = amp and tau <= self.MAX_TAU_BF16
 
     def __call__(self, x_0: torch.Tensor, network: nn.Module, slices: Sequence[int]) -> torch.Tensor:
-        """Returns the signed saliency of slices.
+        """Returns the signed saliency (B, 1, H, W) float32 of `x_0` (B, 1, H, W) in [-1, 1].
 
-        Args:
-            x_0: (B, 1, H, W) in [-1, 1].
-            network: the denoiser f(x_t, t, y); for CG-CDM with `classify`.
-            slices: number of each slice, which seeds its noise.
-
-        Returns:
-            (B, 1, H, W) float32.
+        `network` is f(x_t, t, y), for CG-CDM with `classify`; the number of each slice, in `slices`, seeds its noise.
         """
         return self.maps(x_0, network, slices).mean(dim=1, keepdim=True)
 

@@ -63,15 +63,7 @@ class CGDiff:
         return (x_0.float() - self.reconstruct(x_0, network)).abs()
 
     def reconstruct(self, x_0: torch.Tensor, network: nn.Module) -> torch.Tensor:
-        """Returns the healthy counterfactual xhat of slices.
-
-        Args:
-            x_0: (B, 1, H, W) in [-1, 1].
-            network: the denoiser f(x_t, t, y), with `classify`.
-
-        Returns:
-            (B, 1, H, W) float32, about [-1, 1].
-        """
+        """Returns the healthy counterfactual xhat (B, 1, H, W) float32, about [-1, 1], of `x_0` (B, 1, H, W)."""
         x = x_0.float()
         denoise = guided = ConditionalDenoiser(network, torch.tensor([0], device=x.device))  # y0
         if self.guidance_scale:

@@ -70,14 +70,7 @@ DERIVATIVES = {"finite_difference": CDM, "exact": ExactCDM}
 def build_cdm(
     diffusion: Diffusion, *args, derivative: str = "finite_difference", uncertainty: bool = False, **settings
 ) -> CDM | PairsOfDraws:
-    """Builds CDM as the knobs say.
-
-    Args:
-        diffusion: the schedule.
-        derivative: `finite_difference`, as in the paper, or `exact`.
-        uncertainty: keep the maps of the pairs of draws apart.
-        args: the other settings of `CDM`.
-        settings: the same, by name.
+    """Builds CDM with `settings` by its `derivative`; `uncertainty` keeps the maps of the pairs of draws apart.
 
     Raises:
         ValueError: if there is no such derivative, or a setting is out of its range.

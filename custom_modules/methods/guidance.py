@@ -79,13 +79,7 @@ def classifier_gradient(
 
         grad log p(y0) = -p(y1) g,    grad log p(y1) = p(y0) g,    and their difference is g.
 
-    Args:
-        network: has `classify`.
-        x_t: (B, C, H, W) float32.
-        t: an int or (B,) int.
-
-    Returns:
-        Both gradients, each as `x_t`; under `no_grad`, too.
+    Both are (B, C, H, W) float32 like `x_t`; `t` is an int or (B,) int. Works under `no_grad`, too.
     """
     t = torch.full((len(x_t),), t, device=x_t.device) if isinstance(t, int) else t
     with torch.enable_grad():

@@ -49,12 +49,7 @@ class Student:
         self.amp = amp
 
     def __call__(self, x_0: torch.Tensor, network: WeakDiffusionNetwork, slices: Sequence[int]) -> torch.Tensor:
-        """Returns the probability of the target, (B, 1, H, W) float32 in [0, 1].
-
-        Args:
-            x_0: (B, 1, H, W) float32 in [-1, 1].
-            network: has the segmenter.
-            slices: ignored.
+        """Returns the `probability` of the target for `x_0`; `slices` is ignored.
 
         Raises:
             ValueError: if the segmenter was not trained.
@@ -82,21 +77,15 @@ class UpperBound:
         self.network, self.amp = network.to(memory_format=torch.channels_last).eval(), amp
 
     def __call__(self, x_0: torch.Tensor, network: nn.Module, slices: Sequence[int]) -> torch.Tensor:
-        """Returns the probability of the target, (B, 1, H, W) float32 in [0, 1].
-
-        Args:
-            x_0: (B, 1, H, W) float32 in [-1, 1].
-            network: the label-only one; ignored.
-            slices: ignored.
-        """
+        """Returns the `probability` of the target for `x_0`; the label-only `network` and `slices` are ignored."""
         return probability(self.network.to(x_0.device), x_0, self.amp)
 
 
 @torch.no_grad()
 def probability(network: nn.Module, x_0: torch.Tensor, amp: bool) -> torch.Tensor:
-    """Averages the probability over slices `x_0` and their mirror images along H (left and right of axial slices).
+    """Averages the probability of the target over slices and their mirror images along H (left and right).
 
-    `x_0` and the result are (B, 1, H, W) float32; `network` and `amp` are those of `logits`.
+    Returns (B, 1, H, W) float32 in [0, 1] for `x_0` (B, 1, H, W) float32 in [-1, 1]; `amp` as in `logits`.
     """
     straight, mirrored = logits(network, torch.cat([x_0, x_0.flip(2)]), amp).sigmoid().chunk(2)
     return (straight + mirrored.flip(2)) / 2

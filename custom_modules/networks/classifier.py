@@ -14,16 +14,7 @@ from custom_modules.networks.denoiser import NUM_CLASSES
 class NoisyImageClassifier(nn.Module):
     """Classifies slices x_t: the encoder of the diffusion U-Net, mean pooling and a linear head, for any resolution.
 
-    The encoder follows Dhariwal & Nichol 2021 (arXiv 2105.05233).
-
-    Args:
-        in_channels: channels of x.
-        channels: widths of the levels, from fine to coarse.
-        attention_levels: whether each level has attention.
-        num_res_blocks: residual blocks a level.
-        num_head_channels: width of an attention head.
-        norm_num_groups: of the group normalisation.
-        patch_size: as in `ConditionalUNet`.
+    The encoder follows Dhariwal & Nichol 2021 (arXiv 2105.05233). The arguments are those of `ConditionalUNet`.
 
     Forward: `x` (B, C, H, W) float, `timesteps` (B,) int; returns logits (B, 2). At t = 0 it judges clean slices.
     """

@@ -12,13 +12,9 @@ from torch import nn
 def load_weights(
     network: nn.Module, path: str | Path | None, knob: str = "ckpt_path", remedy: str = "train first"
 ) -> nn.Module:
-    """Loads a flat state dict (`model.pt`) into `network` and returns the network.
+    """Loads a flat state dict (`model.pt`) into `network`, which stays as it is where `path` is None, and returns it.
 
-    Args:
-        network: to load into.
-        path: of the weights; None leaves the network as it is.
-        knob: that set `path`, for errors.
-        remedy: for a file that does not exist, for errors.
+    Errors name the `knob` that set `path`; for a missing file also the `remedy`.
 
     Raises:
         FileNotFoundError: if there is no such file.

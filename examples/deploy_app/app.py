@@ -5,7 +5,7 @@
 The operators are the SDK's. Two of them are mended here, so that the mask is voxel for voxel that of the command line
 (`python -m monai.bundle run`), and a series that is no volume is refused and not bent into one.
 
-What to segment, how and under which codes stands in the bundle's `configs/inference.json`; the app knows none of it.
+The bundle's `configs/inference.json` says what to segment, how, and under which codes; the app knows none of it.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from tests.helpers.evaluations import EMPTY, LABEL, PRED, item, read, run, volum
 
 
 def gated(case, probabilities, tags, **more):
-    """A case of as many slices, the last of which shows the target."""
+    """A case of as many slices; the last one shows the target."""
     tags = MetaTensor(torch.tensor(tags, dtype=torch.uint8).expand(1, 4, 4, len(tags)))
     masks = [EMPTY] * (tags.shape[-1] - 1) + [LABEL]
     more = {"gate_probability": torch.tensor(probabilities), "slice_labels": tags} | more

@@ -12,6 +12,7 @@ from tests.helpers.gaussian import SLICES, cdm, pictures
 from tests.helpers.tiny_network import tiny_network
 
 
+@torch.no_grad()
 def exact_map_by_differences(network, x_0, noise_level: int, num_steps: int, s: float, tau: float) -> torch.Tensor:
     """The limit tau -> 1 in float64, with the weight of the guidance kept at s / (1 - tau)."""
     near = 1 - 1e-5

@@ -35,7 +35,7 @@ def test_the_same_files_give_the_same_bytes(packed_bundles, tmp_path, capsys):
         assert f"{tmp_path / 'dist' / folder.name}/" in printed
         assert f"{sha256(zip_of(folder).read_bytes()).hexdigest()}  {zip_of(folder).name}" in printed
 
-    pack.pack(tmp_path / "dist", export_dir=tmp_path / "no_exports")  # over what lies there
+    pack.pack(tmp_path / "dist", export_dir=tmp_path / "no_exports")  # over the first one
     assert sorted(path.name for path in (tmp_path / "dist").iterdir()) == sorted(p.name for p in first.iterdir())
 
 

@@ -31,7 +31,7 @@ def _install(name: str, *pip_arguments: Sequence[str]) -> Path:
 def toolchain_env() -> Callable[..., Path]:
     """`toolchain_env(name, *pip_arguments)` gives the python of the environment `.toolchains/<name>`.
 
-    Each of `pip_arguments` is one `pip install`, run in order. The environment is made anew where they, a requirements
+    Each of `pip_arguments` is one `pip install`, run in order. The environment is made again where they, a requirements
     file that they name by `-r` or `-c`, or the Python that runs the tests have changed.
     """
     return _install

@@ -129,7 +129,7 @@ def test_weighted_negative_slices_lie_where_positive_ones_do():
 
 def test_position_weights_by_hand():
     tags = torch.tensor([0, 0, 1, 1, 0, 1, 0, 0, 0, 0] * 2)  # two volumes of ten slices: a slice is a tenth
-    # 3 positive tenths of which none holds a negative slice; the others hold no positive one: nothing to weigh by
+    # 3 tenths hold positive slices alone, the others negative ones alone: nothing to weigh by
     assert position_weights(tags, [10, 10])[tags == 0].tolist() == [0] * 14
     tags = torch.tensor([0, 0, 1, 0, 0] + [0, 1, 1, 0, 0])  # two volumes of five
     # positions 0, 2, 4, 6, 8 tenths; negative (2, 1, 0, 2, 2) / 7 of them, positive (0, 1, 2, 0, 0) / 3: only the
