@@ -1,7 +1,7 @@
 """How sure a mask is, voxel by voxel and as one number.
 
 A method may give several maps of one volume (noise draws), and each map its own mask; the share of masks that hold a
-voxel estimates the probability p that it belongs to the target. A method that gives a single map of probabilities is read as
+voxel estimates the probability p that it belongs to the target. A single map must hold probabilities, and is read as
 it is. With M the mask and p_k the k-th of K masks, or the one map of probabilities (K = 1):
 
     entropy = -p log2 p - (1 - p) log2 (1 - p)              0 (sure) to 1 bit (undecided)
