@@ -39,9 +39,12 @@ def find_filling(y: Tensor) -> tuple[bool, float, float]:
         return False, 0.0, 0.0
     rest = y[~void]
     low, middle = float(percentile(rest, 1.0)), float(percentile(rest, 50.0))
-    if low - (middle - low) <= constant and constant <= low + 0.25 * (middle - low):
-        return False, 0.0, 0.0
-    return True, constant, low if constant < low else low - 0.5 * (middle - low)
+    if constant > low + 0.25 * (middle - low):
+        return True, constant, low - 0.5 * (middle - low)
+    (front, back), (top, bottom) = bounds((~void).flatten(1).any(dim=1), 0), bounds((~void).any(dim=0).any(dim=1), 0)
+    left, right = bounds((~void).any(dim=0).any(dim=0), 0)
+    whole = float(void[front:back, top:bottom, left:right].double().mean()) < 0.05
+    return constant < low - (middle - low) and ((constant < 0.0 and low >= 0.0) or whole), constant, low
 
 
 def find_body(volume: Tensor) -> tuple[float, float, Tensor, Tensor]:

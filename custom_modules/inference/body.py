@@ -77,15 +77,22 @@ def _block_medians(image: np.ndarray) -> np.ndarray:
 
 
 def _filling(y: np.ndarray) -> tuple[float, float] | None:
-    """Finds a constant that surrounds the image but is no background: far below the image, or amid its tissue."""
+    """Finds a constant that surrounds the image but is no background: far below the image, or amid its tissue.
+
+    The zeros around a stripped head may be far below its tissue and are its background. A constant below is a filling
+    only if it is negative while the image is not, or if the image within it is a whole block.
+    """
     constant = y[0, 0, 0]
     void = y == constant
     if not 0.02 < void.mean() < 1:
         return None
     low, middle = np.percentile(y[~void], [1, 50])
-    if low - (middle - low) <= constant <= low + 0.25 * (middle - low):
-        return None
-    return float(constant), float(low if constant < low else low - 0.5 * (middle - low))
+    if constant > low + 0.25 * (middle - low):
+        return float(constant), float(low - 0.5 * (middle - low))
+    block = void[ndimage.find_objects((~void).astype(np.uint8))[0]]
+    if constant < low - (middle - low) and (constant < 0 <= low or block.mean() < 0.05):
+        return float(constant), float(low)
+    return None
 
 
 def _largest_bright(image: np.ndarray) -> np.ndarray:
