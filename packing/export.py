@@ -100,7 +100,6 @@ def segmenter(parser: ConfigParser, network: torch.jit.ScriptModule) -> torch.ji
             parser.get_parsed_content("diffusion").alphas_cumprod,
             {name: parser.get_parsed_content(name) for name in SETTINGS},
             margin=transforms["CropForegroundd"]["margin"],
-            upper=transforms["ScaleIntensityRangePercentilesd"]["upper"],
             batch_size=parser.get_parsed_content("batch_size"),
         ).eval()
     )

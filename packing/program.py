@@ -19,9 +19,9 @@ from monai.bundle import ConfigParser
 from packing.configs import SHARED, expand
 
 SECTIONS = ("slice_size", "preprocessing", "methods#cdm", "method_factory", "inferer", "postprocessing")
-WRITTEN_FOR = "0a594b4684be7338"  # fingerprint of these sections
+WRITTEN_FOR = "e8718d6c4b6ce081"  # fingerprint of these sections
 FREE = re.compile(  # ids that may differ: what the program is given, and how a host writes its files
-    "^preprocessing#transforms#(6#margin#[01]|8#upper)$|"
+    "^preprocessing#transforms#7#margin#[01]$|"
     "^postprocessing#transforms#([2-5]#(output_dir|output_postfix|print_log|writer|algorithm|segment.*)|5#_disabled_)$"
 )
 NOTHING = "nothing"

@@ -96,8 +96,7 @@ def otsu(values: Tensor) -> Tensor:
     return centres[(below * above * (mean_below - mean_above) ** 2).argmax()]
 
 
-def tissue(volume: Tensor) -> Tensor:
-    """Finds the body (D, H, W) bool of `volume` float32, as `inference.body.body_mask` does, but does not fill it."""
-    mask = volume - volume.min() > 0.5 * (otsu(volume.flatten()) - volume.min())
-    mask = dilate(erode(mask, 1), [1, 2], False)
-    return largest(mask, 1, False)
+def above_half_otsu(volume: Tensor) -> Tensor:
+    """Finds the body (D, H, W) bool of `volume` float32, 0 or more, as `inference.body._largest_bright` does."""
+    mask = volume > 0.5 * otsu(volume.flatten())
+    return largest(dilate(erode(mask, 1), [1, 2], False), 1, False)

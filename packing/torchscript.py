@@ -1,9 +1,9 @@
 """The default method as one TorchScript program: raw volume in, mask out, without Python.
 
-It repeats in torch operations what `inference.yaml` puts together from MONAI, SciPy and scikit-image: body box, resize,
-percentiles, gate, CDM (Algorithm 1 and Eqs. 2 and 5 of Hu et al., MICCAI 2023), weighting, smoothing, the way back to
-the native grid, Otsu's threshold and the largest components. Given the same seed it draws the command line's noise, so
-the two masks can be compared voxel by voxel.
+It repeats in torch operations what `inference.yaml` puts together from MONAI, SciPy and scikit-image: scale, body box,
+resize, gate, CDM (Algorithm 1 and Eqs. 2 and 5 of Hu et al., MICCAI 2023), weighting, smoothing, the way back to the
+native grid, Otsu's threshold and the largest components. Given the same seed it draws the command line's noise, so the
+two masks can be compared voxel by voxel.
 
 Inside, a volume passes as slices first, (D, H, W) or (D, 1, H, W). No `from __future__ import annotations` here:
 TorchScript reads the annotations.
@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from packing.regions import bounds, erode, fill_holes, largest, otsu, tissue
+from packing.body import body_box, scale_to_body
+from packing.regions import above_half_otsu, erode, fill_holes, largest, otsu
 
 DOES = {"method": "cdm", "derivative": "finite_difference", "gate": "classifier", "threshold": "otsu"}
 DOES |= {"uncertainty": False}
@@ -44,15 +45,6 @@ def shrink(slices: Tensor, size: int) -> Tensor:
     """Resizes with anti-aliasing, as `Resized`, slices (D, 1, H, W) to (D, 1, size, size)."""
     sigma = [max(0.0, (n / size - 1) / 2) for n in slices.shape[2:]]
     return F.interpolate(blur(slices, sigma), [size, size], mode="bilinear", align_corners=False)
-
-
-def scale(slices: Tensor, upper: float) -> Tensor:
-    """Scales intensities from their minimum to the percentile `upper` to [-1, 1] and clips those above."""
-    ordered = slices.flatten().sort().values
-    rank = upper / 100 * (ordered.numel() - 1)
-    below, above = ordered[int(rank)], ordered[min(int(rank) + 1, ordered.numel() - 1)]
-    low, high = ordered[0], torch.lerp(below, above, rank - int(rank))
-    return ((slices - low) / (high - low) * 2 - 1).clamp(-1, 1)
 
 
 def smooth_along(saliency: Tensor, chosen: Tensor, sigma: float) -> Tensor:
@@ -105,7 +97,6 @@ class SegmentProgram(nn.Module):
         alpha_bar: abar_t (T,) float32.
         settings: `SETTINGS` of `inference.yaml`.
         margin: voxels around the body's box in a slice.
-        upper: percentile of the intensities that becomes 1.
         batch_size: slices a batch.
 
     Call: `volume` (1, H, W, D) float32, raw intensities in the config's orientation (LPS: the slices run along the last
@@ -124,7 +115,6 @@ class SegmentProgram(nn.Module):
         alpha_bar: Tensor,
         settings: Mapping,
         margin: Sequence[int],
-        upper: float,
         batch_size: int = 16,
     ) -> None:
         super().__init__()
@@ -141,7 +131,7 @@ class SegmentProgram(nn.Module):
         self.blur, self.intensity_power = float(settings["blur"]), float(settings["intensity_power"])
         self.erosion, self.smoothing = int(settings["erosion"]), float(settings["smoothing"])
         self.num_components, self.image_size = int(settings["num_components"]), int(settings["image_size"])
-        self.margin, self.upper, self.batch_size = list(margin), float(upper), int(batch_size)
+        self.margin, self.batch_size = list(margin), int(batch_size)
 
     def forward(self, volume: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -155,12 +145,9 @@ class SegmentProgram(nn.Module):
         if seed < 0 or seed > 100_000_000:
             raise ValueError("seed must be in 0..100000000; got " + str(seed))
         native = volume[0].float().movedim(-1, 0)
-        body = tissue(native).any(dim=0)
-        if not bool(body.any()):
-            raise ValueError("the volume shows no body: nothing is left of its bright voxels after opening")
-        top, bottom = bounds(body.any(dim=1), self.margin[0])
-        left, right = bounds(body.any(dim=0), self.margin[1])
-        slices = scale(shrink(native[:, None, top:bottom, left:right], self.image_size), self.upper)
+        scaled = scale_to_body(native)
+        top, bottom, left, right = body_box(scaled, self.margin)
+        slices = (shrink(scaled[:, None, top:bottom, left:right], self.image_size) * 2 - 1).clamp(-1, 1)
         maps = self.saliency(slices, seed)
         maps = F.interpolate(maps, [bottom - top, right - left], mode="bilinear", align_corners=False)
         maps = F.pad(maps, [left, native.shape[2] - right, top, native.shape[1] - bottom])
@@ -173,7 +160,7 @@ class SegmentProgram(nn.Module):
 
     def saliency(self, slices: Tensor, seed: int) -> Tensor:
         """Maps `slices` (D, 1, H, W) in [-1, 1] to saliency and region (D, 2, H, W), as `SaliencyInferer`."""
-        body = erode(fill_holes(tissue(slices[:, 0])), self.erosion)
+        body = erode(fill_holes(above_half_otsu(slices[:, 0] - slices.min())), self.erosion)
         score = torch.cat([self.network.classify(b, self.at(0, b)) for b in slices.split(4 * self.batch_size)])
         logit = (score[:, 1] - score[:, 0])[:, None, None, None]
         if self.gate_smoothing > 0:

@@ -21,7 +21,7 @@ MAX_RATIO = 8.0  # so that a few slices do not make up the loss
 
 
 class SliceDataset(Dataset):
-    """Holds all slices of a set of volumes as uint8 in memory: random access fast enough for any GPU.
+    """Holds all slices of a set of volumes in half precision in memory: random access fast enough for any GPU.
 
     Every volume is read and prepared once by `preprocessing` (deterministic; gives `image` (1, H, W, D) in [-1, 1] and
     a tag volume `slice_labels`), and kept in `cache_dir` for the next run. The key of the cache is the case's entry and
@@ -59,7 +59,7 @@ class SliceDataset(Dataset):
         def join(key: str) -> torch.Tensor:
             return torch.cat([slices[key] for slices in packed]) if packed else torch.empty(0)
 
-        self.images, self.tags = join("image"), join("tag").long()  # (N, 1, H, W) uint8, (N,) int64
+        self.images, self.tags = join("image"), join("tag").long()  # (N, 1, H, W) float16, (N,) int64
         self.labels = join("label") if packed and "label" in packed[0] else None  # (N, 1, H, W) uint8
         lengths = [len(slices["tag"]) for slices in packed]
         self.weights = position_weights(self.tags, lengths) if match_positions else torch.ones(len(self.tags))
@@ -87,7 +87,7 @@ class SliceDataset(Dataset):
         if isinstance(index, tuple):
             index, seed = index
             self.set_random_state(seed)
-        item = {"image": self.images[index].float() / 127.5 - 1, "tag": self.tags[index], "weight": self.weights[index]}
+        item = {"image": self.images[index].float(), "tag": self.tags[index], "weight": self.weights[index]}
         if self.labels is not None:
             item["label"] = self.labels[index].float()
         if self.augmentation is None:
@@ -169,15 +169,14 @@ def _draw_from(transform: Transform | None, random: np.random.RandomState) -> No
 
 
 class PackSlices(Transform):
-    """Turns a prepared case into its n slices with tissue: {"image": (n, 1, H, W) uint8, "tag": (n,) uint8}, and
+    """Turns a prepared case into its n slices with tissue: {"image": (n, 1, H, W) float16, "tag": (n,) uint8}, and
     "label" (n, 1, H, W) uint8 if the case has one."""
 
     def __call__(self, data: Mapping) -> dict[str, torch.Tensor]:
         image, tags = data["image"].as_tensor(), tags_of_volume(data["slice_labels"].as_tensor())
         slices = image.movedim(-1, 0)
         tissue = (slices > -0.9).flatten(1).float().mean(dim=1) > 0.02
-        codes = ((slices[tissue] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        packed = {"image": codes.contiguous(), "tag": tags[tissue].clone()}
+        packed = {"image": slices[tissue].half(), "tag": tags[tissue].clone()}
         if "label" in data:
             labels = data["label"].as_tensor().movedim(-1, 0)
             packed["label"] = labels[tissue].to(torch.uint8).contiguous()

@@ -160,5 +160,3 @@ def test_otsu_runs_along_the_slices_of_the_orientation():
 def test_wrong_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         SaliencyToMaskd(**settings)
-
-

@@ -21,9 +21,9 @@ from tests.helpers.bundles import BUNDLES, REPO
         (["bundles/brats_flair", "--threshold", "average_otsu"], "written for threshold 'otsu'"),
         (["bundles/brats_flair", "--uncertainty", "True"], "written for uncertainty False; got True"),
         (["bundles/brats_flair", "--ckpt_path", "nowhere.pt"], "ckpt_path 'nowhere.pt' does not exist"),
-        (["bundles/brats_flair", "--preprocessing#transforms#8#lower", "1"], "transforms#8#lower 0; got 1"),
-        (["bundles/brats_flair", "--preprocessing#transforms#6#margin", "[4, 4, 1]"], "margin#2 0; got 1"),
-        (["bundles/brats_flair", "--preprocessing#transforms#7#align_corners", "true"], "'nothing'; got True"),
+        (["bundles/brats_flair", "--preprocessing#transforms#9#a_min", "1"], "transforms#9#a_min 0.0; got 1"),
+        (["bundles/brats_flair", "--preprocessing#transforms#7#margin", "[4, 4, 1]"], "margin#2 0; got 1"),
+        (["bundles/brats_flair", "--preprocessing#transforms#8#align_corners", "true"], "'nothing'; got True"),
         (["bundles/brats_flair", "--inferer#slice_axis", "0"], "inferer#slice_axis 'nothing'; got 0"),
         (["bundles/brats_flair", "--methods#cdm#guidance_scale", "3"], "methods#cdm#guidance_scale .* got 3"),
         (["bundles/brats_flair", "--postprocessing#transforms#0#nearest_interp", "true"], "interp False; got True"),
@@ -52,9 +52,9 @@ def _append(config: dict) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (_drop, "preprocessing#transforms#8#clip True; got 'nothing'"),
+        (_drop, "preprocessing#transforms#9#clip True; got 'nothing'"),
         (_insert, "postprocessing#transforms#1#_target_ 'custom_modules.* got 'GaussianSmoothd'"),
-        (_append, "preprocessing#transforms#9#_target_ 'nothing'; got 'NormalizeIntensityd'"),
+        (_append, "preprocessing#transforms#10#_target_ 'nothing'; got 'NormalizeIntensityd'"),
     ],
 )
 def test_an_edited_config_is_not_exported_as_if_it_were_the_same(edit, message, tmp_path):
@@ -70,7 +70,7 @@ def test_an_edited_config_is_not_exported_as_if_it_were_the_same(edit, message, 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_what_the_program_is_given_may_change(bundle):
-    knobs = {"preprocessing#transforms#6#margin": [2, 3, 0], "preprocessing#transforms#8#upper": 99.0}
+    knobs = {"preprocessing#transforms#7#margin": [2, 3, 0]}
     knobs |= {"postprocessing#transforms#2#output_postfix": "seg", "image_size": 32, "tau": 0.5}
     program.check_program(export.read_bundle(REPO / "bundles" / bundle, **knobs))
 

@@ -9,8 +9,8 @@ from monai.transforms import KeepLargestConnectedComponent
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from custom_modules.inference.body import body_mask
-from packing import regions
+from custom_modules.inference.body import ScaleToBodyd, body_box, body_mask
+from packing import body, regions
 
 
 @pytest.fixture(scope="module", params=range(4))
@@ -56,5 +56,29 @@ def test_the_largest_components_are_kept(blobs, count):
 def test_the_body_is_that_of_the_bundle(blobs, erosion):
     image = blobs + 1.5 * (np.hypot(*np.mgrid[-15:15, -13:13]) < 12)
     expected = np.moveaxis(body_mask(np.moveaxis(image, 0, -1), erosion), -1, 0)
-    found = regions.erode(regions.fill_holes(regions.tissue(torch.as_tensor(image))), erosion)
+    bright = regions.above_half_otsu(torch.as_tensor(image - image.min()))
+    found = regions.erode(regions.fill_holes(bright), erosion)
     assert expected.any() and np.array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize("shape", [(9, 90, 78), (8, 91, 80), (1, 60, 50)])
+@pytest.mark.parametrize("background", ["noise", "zeros", "padding", "z-scored"])
+def test_scale_and_box_are_those_of_the_bundle(shape, background):
+    """Volumes whose sides are multiples of the blocks, or not; of an even and an odd number of slices, or a single."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[: shape[1], : shape[2]]
+    inside = np.hypot(rows - shape[1] / 2, columns - shape[2] / 2) < 20
+    image = ndimage.gaussian_filter(random.normal(0, 60, shape), (0, 1, 1)) + 100 * inside
+    image = {
+        "noise": image,
+        "zeros": image * inside,
+        "padding": np.where(rows < 12, -1024, image),
+        "z-scored": np.where(inside, image - 100, 0),
+    }[background].astype(np.float32)
+    volume = torch.as_tensor(np.moveaxis(image, 0, -1).copy())[None]
+    expected = ScaleToBodyd("image")({"image": volume})["image"]
+    scaled = torch.jit.script(body.scale_to_body)(torch.as_tensor(image))
+    torch.testing.assert_close(scaled, expected[0].movedim(-1, 0), rtol=0, atol=1e-6)
+    box = body_box(expected)[0, ..., 0]
+    bounds = (*regions.bounds(box.any(dim=1), 4), *regions.bounds(box.any(dim=0), 0))
+    assert torch.jit.script(body.body_box)(scaled, [4, 0]) == bounds
