@@ -74,8 +74,8 @@ def test_its_configs_follow_its_bundle_file(liver, tmp_path):
     file.write_text(file.read_text().replace("[300, 600]", "[100, 200]"))
     configs.main([str(bundle)])
     assert yaml.safe_load((bundle / "configs" / "train.yaml").read_text())["timestep_range"] == [100, 200]
-    file.write_text(file.read_text().replace("distill:", "distil:"))
-    with pytest.raises(SystemExit, match="liver: there is no section 'distill'; there are .*'distil'"):
+    file.write_text(file.read_text().replace("train:", "trian:"))
+    with pytest.raises(SystemExit, match="liver: there is no section 'train'; there are .*'trian'"):
         configs.main([str(bundle)])
 
 
