@@ -125,6 +125,7 @@ def write_maps(
     logger.info("stage 2 of 3: maps of %d training volumes, in %s", len(cases), knobs["output_dir"])
     parser = _read(config_file, distributed)
     parser.update({**knobs, "network": network, "cases": tuple(cases)})
+    parser.update({"provenance#command": ({}, tuple(config_file))})  # not that of the training
     parser.get_parsed_content("evaluator").run()
 
 
