@@ -42,7 +42,7 @@ class Bench:
 
     Args:
         config: `inference.yaml`, perhaps under an overlay for the network, with a device.
-        settings: of the default method; of `inference.yaml` alone.
+        settings: of the method `cdm`, by `inference.yaml` alone.
         x: slices (4 batch_size, 1, H, W) in [-1, 1].
         batch_size: slices a batch.
         trained: whether the network has its weights, without which agreement means nothing.
@@ -207,7 +207,7 @@ def measure(size: str, device: torch.device, options: argparse.Namespace) -> dic
     def read(*names: str) -> ConfigParser:
         config = ConfigParser()
         config.read_config([str(CONFIGS / name) for name in names])
-        config.update({"bundle_root": str(CONFIGS.parent), "device": device})
+        config.update({"bundle_root": str(CONFIGS.parent), "device": device, "method": "cdm"})
         return config
 
     default, config, gpu = read("inference.yaml"), read("inference.yaml"), device.type == "cuda"

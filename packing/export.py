@@ -4,7 +4,7 @@
 
     model.ts          the network, traced: what `python -m monai.bundle ckpt_export --use_trace True` makes. Beyond the
                       image it takes timesteps and class labels, and it has `classify`: all that the inferer calls
-    segment.ts        the whole default method: raw volume (1, H, W, D) in LPS -> mask and saliency
+    segment.ts        the whole method `cdm`: raw volume (1, H, W, D) in LPS -> mask and saliency
     denoiser.onnx     x (B, 1, S, S), timesteps (B,) int64, class_labels (B, 2) float32 -> eps (B, 1, S, S)
     classifier.onnx   x (B, 1, S, S), timesteps (B,) int64 -> logits (B, 2)
     segmenter.onnx    x (B, 1, Z, Z) -> logits (B, 1, Z, Z); of weights whose segmenter has learned
@@ -15,7 +15,7 @@ All are float32. The batch is free; the slices' side S is the bundle's `image_si
 files.
 
 Any knob of `inference.yaml` may follow, such as `--ckpt_path runs/mine/models/model.pt`. The .ts files and export.json
-hold the knobs as given, paths too; an export with knobs is not packed.
+hold the knobs as given, paths too; an export with knobs is not packed. Their `method` is `cdm`, that of segment.ts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from torch import nn
 
 from packing.program import check_program
 from packing.record import RECORD, describe
-from packing.torchscript import SETTINGS, SegmentProgram, TracedNetwork
+from packing.torchscript import DOES, SETTINGS, SegmentProgram, TracedNetwork
 
 OPSET = 18
 WRITERS_OWN = ("version", "byteorder", ".data/version", ".data/serialization_id")  # the writer adds them itself
@@ -64,7 +64,7 @@ def read_bundle(bundle: str | Path, **knobs) -> ConfigParser:
     parser = ConfigParser()
     parser.read_config(str(file))
     parser.read_meta(str(file.with_name("metadata.json")))
-    parser.update({"bundle_root": root, "device": "cpu", **knobs})
+    parser.update({"bundle_root": root, "device": "cpu", "method": DOES["method"], **knobs})
     return parser
 
 
@@ -160,7 +160,7 @@ def export(bundle: str | Path, output_dir: str | Path | None = None, **knobs) ->
     parser, file = read_bundle(bundle, **knobs), inference_file(bundle)
     check_program(parser)
     config = ConfigParser(ConfigParser.load_config_file(file))
-    config.update(knobs)
+    config.update({"method": DOES["method"], **knobs})
     network, image_size = parser.get_parsed_content("network").float().eval(), parser.get("image_size")
     traced = trace(network, image_size)
     folder = Path(output_dir or Path("dist", "export", Path(bundle).resolve().name))

@@ -1,4 +1,4 @@
-"""The default method as one TorchScript program: raw volume in, mask out, without Python.
+"""The method `cdm` as one TorchScript program: raw volume in, mask out, without Python.
 
 It repeats in torch operations what `inference.yaml` puts together from MONAI, SciPy and scikit-image: scale, body box,
 resize, gate, CDM (Algorithm 1 and Eqs. 2 and 5 of Hu et al., MICCAI 2023), weighting, smoothing, the way back to the

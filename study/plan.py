@@ -31,7 +31,7 @@ class Plan:
         min_areas: smallest targets that count, as fractions of the slice, in [0, 1); a table each.
         keep: number of cases whose volumes are kept; None: all.
         training: {knob that takes the weights: {"config_file": [...], "weights": file name, "runs": that need it
-            (absent: all), "run": id to run (absent: training), "knobs": {knob: value}, "after": one more such stage}}.
+            (absent: all), "run": id to run (absent: training), "knobs": {knob: value}}}.
 
     Raises:
         ValueError: it has no run, a run sets what all runs share, or a smallest target is out of range.
@@ -56,8 +56,8 @@ class Plan:
             raise ValueError(f"min_areas must be fractions of the slice in [0, 1); got {list(self.min_areas)}.")
 
     def all_configs(self) -> list[Sequence[str]]:
-        """Return the config files of the evaluation, then of every stage of training."""
-        return [self.config_file, *(stage["config_file"] for stage in _stages(self.training))]
+        """Return the config files of the evaluation, then of every training."""
+        return [self.config_file, *(training["config_file"] for training in self.training.values())]
 
 
 def read_plan(path: str | Path, bundle: str | Path) -> Plan:
@@ -77,7 +77,7 @@ def read_plan(path: str | Path, bundle: str | Path) -> Plan:
     known = [entry.name for entry in fields(Plan) if entry.name != "bundle"]
     if unknown := sorted(set(content) - set(known)):
         raise ValueError(f"{path} may have {', '.join([*known, 'sweeps'])}; got {', '.join(unknown)}.")
-    for holder in (content, *_stages(content.get("training", {}))):
+    for holder in (content, *content.get("training", {}).values()):
         holder["config_file"] = [str(bundle / "configs" / name) for name in holder["config_file"]]
         if missing := [file for file in holder["config_file"] if not Path(file).is_file()]:
             raise ValueError(f"{path} needs {', '.join(missing)}, which does not exist: is --bundle right?")
@@ -85,11 +85,6 @@ def read_plan(path: str | Path, bundle: str | Path) -> Plan:
         return Plan(bundle, **content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _stages(training: Mapping[str, Mapping]) -> list[dict]:
-    """Return all stages of the trainings, in order."""
-    return [stage for first in training.values() for stage in (first, first.get("after")) if stage]
 
 
 def read_knobs(words: Sequence[str], config_files: Sequence[Sequence[str]]) -> dict[str, Any]:

@@ -142,21 +142,20 @@ class Study:
             raise RuntimeError(f"{len(self.failures)} runs failed; the same command tries them again:\n{listed}")
 
     def _train(self, repeat: str) -> None:
-        """Train the fold's weights, or finish their training, a process a stage, and point the knobs to them."""
+        """Train the fold's weights, or finish their training, a process each, and point the knobs to them."""
         for knob, training in self.plan.training.items() if self.folded else ():
             folder = self.models_dir / repeat / knob
-            for stage in (training, training.get("after", {"runs": []})):
-                if set(stage.get("runs", self.runs)) & set(self.runs):
-                    self._train_stage(stage, folder, repeat)
-                    self.weights[repeat][knob] = str(folder / training["weights"])
+            if set(training.get("runs", self.runs)) & set(self.runs):
+                self._train_knob(training, folder, repeat)
+                self.weights[repeat][knob] = str(folder / training["weights"])
 
-    def _train_stage(self, stage: Mapping, folder: Path, repeat: str) -> None:
-        run, config = stage.get("run", "training"), ConfigParser.load_config_files(stage["config_file"])
+    def _train_knob(self, training: Mapping, folder: Path, repeat: str) -> None:
+        run, config = training.get("run", "training"), ConfigParser.load_config_files(training["config_file"])
         given = {"dataset_dir": self.dataset_dir, "datalist": self.repeats[repeat]["datalist"]}
         given |= {"output_dir": str(folder), "ckpt_dir": str(folder)}
-        given |= stage.get("knobs", {}) | self._known_to(config)
+        given |= training.get("knobs", {}) | self._known_to(config)
         print(f"\n==== {repeat}: {run} in {folder}", flush=True)
-        words = bundle_command(run, stage["config_file"], given)
+        words = bundle_command(run, training["config_file"], given)
         subprocess.run([sys.executable, *words[1:]], check=True)
 
     def _known_to(self, config: Mapping) -> dict[str, Any]:

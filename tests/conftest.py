@@ -55,12 +55,16 @@ def dataset_without_masks(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(dataset_without_masks, tmp_path_factory) -> SimpleNamespace:
-    """An uninterrupted training of two epochs on `dataset_without_masks`: folder, ckpt_dir and the weights."""
+    """An uninterrupted training, two epochs a stage, on `dataset_without_masks`: folder, ckpt_dir and the weights,
+    and those of the first stage alone (`teacher`)."""
     folder = tmp_path_factory.mktemp("trained")
     arguments = ["--config_file", config("brats_flair", "train"), "--dataset_dir", dataset_without_masks]
     where = ["--output_dir", folder / "runs", "--ckpt_dir", folder / "models"]
     monai_bundle("run", "training", *arguments, *where, *TINY, *SHORT)
-    return SimpleNamespace(folder=folder, ckpt_dir=folder / "models", weights=folder / "models" / "model.pt")
+    (teacher,) = (folder / "models" / "distill").glob("*.pt")
+    return SimpleNamespace(
+        folder=folder, ckpt_dir=folder / "models", weights=folder / "models" / "model.pt", teacher=teacher
+    )
 
 
 @pytest.fixture(scope="session")

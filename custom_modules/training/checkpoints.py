@@ -21,7 +21,8 @@ class AveragedWeights:
 
     The file is one flat state dict of `network_def`, in half precision: that halves its size and changes nothing
     measurable at inference. It appears whole or not at all. The names of the training cases are written beside it
-    (`training_list`), so that evaluation can tell when it is given one of them.
+    (`training_list`), so that evaluation can tell when it is given one of them. A run that continues after its last
+    epoch restores files that are gone.
 
     Args:
         ema: average of the network.
@@ -41,12 +42,17 @@ class AveragedWeights:
         engine.add_event_handler(Events.STARTED, self._begin_at_the_network)
         engine.add_event_handler(Events.EPOCH_STARTED, self._continue_warmup)
         engine.add_event_handler(self.WRITTEN, self)
+        engine.add_event_handler(Events.COMPLETED, self._restore)
 
     def _begin_at_the_network(self, engine: Engine) -> None:
         self.ema.ema_model.load_state_dict(self.ema.model.state_dict())  # a host may load weights by a handler
 
     def _continue_warmup(self, engine: Engine) -> None:
         self.ema.momentum_scheduler.event_index = engine.state.iteration  # a resumed run would start it again
+
+    def _restore(self, engine: Engine) -> None:
+        if not (self.path.is_file() and training_list(self.path).is_file()):
+            self(engine)
 
     def __call__(self, engine: Engine) -> None:
         if engine.state.rank > 0:

@@ -7,7 +7,8 @@ not follow the errors of a few. So:
 2. `LoadMapd` makes a label of every tagged slice from the map and the image, on a finer grid than the map's.
 3. `distill.yaml` over `train.yaml` trains the segmenter on these labels; a slice tagged y0 has no target.
 
-No mask is read, and nothing is fitted to one: the labels come from Otsu's threshold.
+No mask is read, and nothing is fitted to one: the labels come from Otsu's threshold. `run training` ends with these
+steps (`run_student`), and `run distill` does them alone.
 """
 
 from __future__ import annotations
@@ -22,13 +23,50 @@ import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
+from monai.bundle.utils import ID_SEP_KEY
 from torch import nn
 
 from custom_modules.files import atomic_path, result_file, sha256
 from custom_modules.inference.cases import CaseDataset
+from custom_modules.knobs import find_knob
 from custom_modules.training.checkpoints import AveragedWeights
 
 logger = logging.getLogger(__name__)
+
+
+def run_student(
+    config_file: Sequence[str], distributed: str, cases: Sequence[Mapping], knobs: Mapping[str, Any]
+) -> None:
+    """Runs the items of `distill`, the last stages of training, in this process.
+
+    Args:
+        config_file: `train.yaml` and `distill.yaml`.
+        distributed: overlay with which several processes (torchrun) train together.
+        cases: training cases, with tags.
+        knobs: values of knobs of that config, which a host or a command line may have changed for the first stage.
+
+    Raises:
+        ValueError: the config has no such knob.
+    """
+    idist.barrier()  # the first process has written the weights of the first stage
+    parser = _read(config_file, distributed)
+    for name in knobs:
+        if problem := find_knob(name, parser.get()):
+            raise ValueError(problem)
+    parser.update({**knobs, "tagged_cases": tuple(cases)})
+    for index in range(len(parser.get("distill"))):
+        parser.get_parsed_content(f"distill{ID_SEP_KEY}{index}")
+
+
+def _read(config_file: Sequence[str], distributed: str) -> ConfigParser:
+    """Reads configs, and the overlay `distributed` where there are several processes.
+
+    Cases enter such a parser as a tuple: it would evaluate texts in lists and dictionaries, and a case may have any
+    name.
+    """
+    parser = ConfigParser()
+    parser.read_config([*config_file, distributed] if idist.get_world_size() > 1 else list(config_file))
+    return parser
 
 
 def save_teacher(ckpt_path: str | Path, folder: str | Path) -> str:
@@ -84,10 +122,10 @@ def write_maps(
     Raises:
         RuntimeError: a case failed.
     """
-    logger.info("maps of %d training volumes, in %s", len(cases), knobs["output_dir"])
-    parser = ConfigParser()
-    parser.read_config([*config_file, distributed] if idist.get_world_size() > 1 else list(config_file))
-    parser.update({**knobs, "network": network, "cases": list(cases)})
+    logger.info("stage 2 of 3: maps of %d training volumes, in %s", len(cases), knobs["output_dir"])
+    parser = _read(config_file, distributed)
+    parser.update({**knobs, "network": network, "cases": tuple(cases)})
+    parser.update({"provenance#command": ({}, tuple(config_file))})  # not that of the training
     parser.get_parsed_content("evaluator").run()
 
 

@@ -57,7 +57,7 @@ def test_knobs_are_flat_and_come_first(bundle):
     for content, knobs in ((train, PLACE_KNOBS | DATA_KNOBS | {"ckpt_dir"}), (inference, inference_knobs)):
         flat = list(itertools.takewhile(lambda item: not isinstance(item[1], dict), content.items()))
         assert knobs <= dict(flat).keys()
-    assert inference["gate"] == "classifier" and load(bundle, "evaluate")["gate"] == "tags"
+    assert inference["method"] == "segmenter" and load(bundle, "evaluate")["gate"] == "tags"
 
 
 @each_bundle

@@ -97,6 +97,19 @@ def test_a_method_has_its_own_defaults_and_a_given_knob_wins(bundle):
 
 
 @each_bundle
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_method_needs_is_its_gate(bundle, method):
+    """The student and the upper bound know slices without target; of a probability, tags lower the threshold."""
+    u_net = method in ("segmenter", "supervised")
+    parser = ConfigParser(load(bundle, "inference") | {"method": method})
+    assert parser.get_parsed_content("gate") == ("all" if u_net else "classifier")
+    assert (parser.get_parsed_content("threshold") == 0.5) == u_net
+    tagged = ConfigParser(load(bundle, "inference") | {"method": method, "gate": "tags"})
+    assert "otsu" in tagged.get_parsed_content("threshold")
+    assert load(bundle, "paper")["method"] == "cdm"
+
+
+@each_bundle
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -1,6 +1,7 @@
 """Slice tags from an annotation server: what MONAI Label's train task hands over, and a training from it."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -56,15 +57,19 @@ def test_other_labels_are_refused_by_name(name, content, message, studies, tmp_p
     assert 'Save {"slice_labels": [0, 1, ...]}' in str(error.value) and "p1" not in str(error.value)
 
 
-def as_the_train_task_does(bundle, items, models, **knobs):
-    """Run id `run` with the ids that MONAI Label 0.8.5 overrides (monailabel/tasks/train/bundle.py)."""
+def as_the_train_task_does(bundle, items, root, **knobs):
+    """Run id `run` with the ids that MONAI Label 0.8.5 overrides (monailabel/tasks/train/bundle.py), in a bundle at
+    `root`."""
+    models = root / "models"
+    if not root.is_dir():
+        shutil.copytree(REPO / "bundles" / bundle / "configs", root / "configs")
     handlers = ConfigParser.load_config_file(REPO / config(bundle, "train"))["train"]["handlers"]
     if (models / "model.pt").is_file():
         loader = {"_target_": "CheckpointLoader", "load_path": str(models / "model.pt"), "strict": False}
         handlers.insert(0, loader | {"load_dict": {"model": "$@network"}})
     given = {"train#dataset#data": items[:1], "validate#dataset#data": items[1:], "train#handlers": handlers}
-    given |= {"train#trainer#max_epochs": 1, "bundle_root": str(models), "ckpt_dir": str(models), "val_interval": 1}
-    for knob in (*TINY, *SHORT[:1]):
+    given |= {"train#trainer#max_epochs": 1, "bundle_root": str(root), "val_interval": 1}
+    for knob in (*TINY, *SHORT[:1], *SHORT[2:]):
         name, _, value = knob.removeprefix("--").partition("=")
         given[name] = yaml.safe_load(value)
     run(run_id="run", config_file=str(REPO / config(bundle, "train")), **given | knobs)
@@ -72,17 +77,20 @@ def as_the_train_task_does(bundle, items, models, **knobs):
 
 
 @EACH
-def test_training_from_tags_begins_at_the_last_weights(bundle, studies, tmp_path):
-    models = tmp_path / "models"
-    first = as_the_train_task_does(bundle, studies, models)
-    second = as_the_train_task_does(bundle, studies, models, seed=1)  # of one epoch too: a checkpoint would end it
-    change = max((second[name].float() - first[name].float()).abs().max().item() for name in first)
-    assert 0 < change < 0.05  # two iterations of a warm-up; another random start differs by far more
-    assert sorted(path.name for path in models.iterdir()) == ["model.pt", "model.training.txt", "runs"]
+def test_training_from_tags_begins_at_the_last_weights_and_gives_a_student(bundle, studies, tmp_path):
+    root = tmp_path / "bundle"
+    first = as_the_train_task_does(bundle, studies, root)
+    second = as_the_train_task_does(bundle, studies, root, seed=1)  # of one epoch too: a checkpoint would end it
+    changes = {name: (second[name].float() - first[name].float()).abs().max().item() for name in first}
+    student = max(change for name, change in changes.items() if name.startswith("segmenter"))
+    others = max(change for name, change in changes.items() if not name.startswith("segmenter"))
+    assert 0 < others < 0.05 < student  # two iterations of a warm-up; another random start differs by far more
+    assert first["distilled"] == second["distilled"] == 1
+    assert sorted(path.name for path in (root / "models").iterdir()) == ["model.pt", "model.training.txt"]
 
 
 def test_tags_that_do_not_fit_are_an_error(studies, tmp_path):
     (tmp_path / "labels" / "final" / "p1.json").write_text('{"slice_labels": [0, 1]}')
     with pytest.raises(RuntimeError) as error:
-        as_the_train_task_does("brats_flair", studies, tmp_path / "models")
+        as_the_train_task_does("brats_flair", studies, tmp_path / "bundle")
     assert "p1: it has 2 slice_labels" in repr(error.value.__cause__ or error.value)

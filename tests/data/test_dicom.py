@@ -16,7 +16,7 @@ from custom_modules.data.__main__ import main
 from custom_modules.data.datalist import check_cases
 from custom_modules.data.dicom import check_source, read_series
 from custom_modules.inference.cases import CaseDataset
-from tests.helpers.bundles import TAGS, TINY, config, head, monai_bundle
+from tests.helpers.bundles import SHORT, TAGS, TINY, config, head, monai_bundle
 from tests.helpers.series import as_nifti, assert_same, save_enhanced, save_series
 
 VOLUME = np.random.default_rng(0).integers(0, 1000, (7, 5, 4)).astype(np.int16)  # (W, H, D)
@@ -132,8 +132,7 @@ def test_chaos_as_published_from_datalist_to_evaluation(tmp_path):
     assert all(item["slice_labels"] == KIDNEYS for item in (*sections["training"], *sections["test"]))
 
     where = ["--dataset_dir", root, "--output_dir", tmp_path / "runs", "--ckpt_dir", tmp_path / "models"]
-    short = ["--epoch_length=2", "--max_epochs=1"]
-    monai_bundle("run", "training", "--config_file", config("chaos_kidney", "train"), *where, *TINY, *short)
+    monai_bundle("run", "training", "--config_file", config("chaos_kidney", "train"), *where, *TINY, *SHORT)
 
     stages = f"['{config('chaos_kidney', 'inference')}','{config('chaos_kidney', 'evaluate')}']"
     kidneys = head(2)[1][..., 1:]  # liver and spleen are no target

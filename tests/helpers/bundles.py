@@ -32,7 +32,8 @@ TINY = (  # a network of a few thousand weights, on the CPU wherever the tests r
     "--network_def#segmenter#features=[8,8,8,8,8,8] --network_def#segmenter#norm_num_groups=4 "
     "--image_size=32 --batch_size=4 --device=cpu --logging_file=False"
 ).split()
-SHORT = ["--epoch_length=2", "--max_epochs=2"]
+CDM = ["--method=cdm", "--num_steps=2"]
+SHORT = ["--epoch_length=2", "--max_epochs=2", "--segmenter_epochs=2", "--segmenter_size=64"]
 
 
 def config(bundle: str, name: str) -> str:
@@ -93,9 +94,9 @@ def load(bundle: str, name: str) -> dict:
 
 
 def inference(bundle: str, data, out, trained, *more) -> list:
-    """Arguments of an inference with a tiny network, on every slice: one of two epochs finds nothing, so no gate."""
+    """Arguments of CDM with a tiny network, on every slice: one of two epochs finds nothing, so no gate."""
     where = ["--dataset_dir", data, "--output_dir", out, "--ckpt_path", trained.weights, "--segmenter_size=32"]
-    return ["run", "--config_file", config(bundle, "inference"), *where, *TINY, "--num_steps=2", "--gate=all", *more]
+    return ["run", "--config_file", config(bundle, "inference"), *where, *TINY, *CDM, "--gate=all", *more]
 
 
 def failure(command: list) -> str:

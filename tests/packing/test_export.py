@@ -102,7 +102,7 @@ def segmented(exported, tmp_path_factory):
     image = head()[0] + np.random.default_rng(0).normal(0, 3, head()[0].shape).astype(np.float32)
     save_nifti(image, folder / "p0.nii.gz")
     where = ["--dataset_dir", folder / "p0.nii.gz", "--output_dir", folder / "out", f"--seed={SEED}"]
-    more = ["--amp=False", "--device=cpu", "--logging_file=False"]
+    more = ["--method=cdm", "--amp=False", "--device=cpu", "--logging_file=False"]
     monai_bundle("run", "--config_file", config(exported.bundle, "inference"), *where, *more, *exported.knobs)
     expected = [nib.load(folder / "out" / "p0" / f"p0_{name}.nii.gz") for name in ("mask", "saliency")]
     mask, saliency = torch.jit.load(exported.folder / "segment.ts")(torch.as_tensor(image)[None], SEED)

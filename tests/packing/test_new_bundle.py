@@ -14,7 +14,7 @@ from monai.bundle import verify_metadata
 from custom_modules import __version__
 from custom_modules.data import __main__ as data
 from packing import configs, new_bundle, pack
-from tests.helpers.bundles import REPO, TAGS, TINY, head, monai_bundle, save_nifti
+from tests.helpers.bundles import REPO, SHORT, TAGS, TINY, head, monai_bundle, save_nifti
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +42,13 @@ def volumes(tmp_path_factory):
 
 
 def test_it_is_trained_from_tags_and_makes_a_mask(liver, volumes, tmp_path):
-    small = [*TINY, "--segmenter_size=32"]
+    small = [*TINY, "--segmenter_size=64"]
     train, inference = liver / "configs" / "train.yaml", liver / "configs" / "inference.yaml"
-    iterations = ["--epoch_length=2", "--max_epochs=1", "--output_dir", tmp_path / "runs"]
-    monai_bundle("run", "training", "--config_file", train, "--dataset_dir", volumes, *TINY, *iterations)
+    where = ["--dataset_dir", volumes, "--output_dir", tmp_path / "runs", "--ckpt_dir", liver / "models"]
+    monai_bundle("run", "training", "--config_file", train, *where, *TINY, *SHORT)
     assert (liver / "models" / "model.training.txt").read_text() == "p01\n"
     out = tmp_path / "out"
-    more = ["--gate=all", "--dataset_dir", volumes, "--output_dir", out]
+    more = ["--dataset_dir", volumes, "--output_dir", out]
     monai_bundle("run", "--config_file", inference, *small, *more)
     assert nib.load(out / "p02" / "p02_mask.nii.gz").shape == head()[0].shape
     facts = json.loads((out / "p02" / "p02_provenance.json").read_text())
@@ -74,8 +74,8 @@ def test_its_configs_follow_its_bundle_file(liver, tmp_path):
     file.write_text(file.read_text().replace("[300, 600]", "[100, 200]"))
     configs.main([str(bundle)])
     assert yaml.safe_load((bundle / "configs" / "train.yaml").read_text())["timestep_range"] == [100, 200]
-    file.write_text(file.read_text().replace("distill:", "distil:"))
-    with pytest.raises(SystemExit, match="liver: there is no section 'distill'; there are .*'distil'"):
+    file.write_text(file.read_text().replace("train:", "trian:"))
+    with pytest.raises(SystemExit, match="liver: there is no section 'train'; there are .*'trian'"):
         configs.main([str(bundle)])
 
 

@@ -13,7 +13,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-import yaml
 from monai.bundle import ConfigParser
 
 from custom_modules.networks.weights import training_cases
@@ -63,12 +62,14 @@ def load(bundle: str, name: str) -> dict:
 @each_bundle
 def test_distillation_is_set_as_inference_and_the_upper_bound_are(bundle):
     distill, inference, supervised = (load(bundle, name) for name in ("distill", "inference", "train_supervised"))
-    assert distill["image_size"] == inference["segmenter_size"] == supervised["image_size"]
-    assert distill["map_size"] == inference["image_size"]
-    default = inference["profiles"]["default"]
-    assert distill["map_blur"] == default["blur"]
-    assert distill["label_power"] == default["intensity_power"]
-    assert distill["label_components"] == default["num_components"]
+    train, default = load(bundle, "train"), inference["profiles"]["default"]
+    assert distill["slice_size"] == supervised["slice_size"] == "@segmenter_size"
+    assert train["segmenter_size"] == inference["segmenter_size"] and train["map_size"] == "@image_size"
+    assert train["map_blur"] == default["blur"]
+    assert train["label_power"] == default["intensity_power"]
+    assert train["label_components"] == default["num_components"]
+    own = ("bundle_root", "output_dir", "ckpt_dir", "annotated", "network_def")  # of the run, or made once more
+    assert all(value == f"@{name}" for name, value in train["student"]["knobs"].items() if name not in own)
     assert not {"label", "label_file"} & set(json.dumps(distill["maps"]).split('"'))
 
 
@@ -82,21 +83,16 @@ def test_the_maps_of_both_bundles_are_made_alike():
 
 def distill(folder, dataset, overlay=None) -> list:
     """The command, in `folder` with its models/model.pt, for a network of TINY's sizes."""
-    tiny = folder / "tiny.yaml"  # of inference, which makes the maps
-    knobs = (knob.removeprefix("--").split("=") for knob in TINY if knob.startswith("--network_def"))
-    tiny.write_text(yaml.safe_dump({name: json.loads(value) for name, value in knobs}))
     files = [config("brats_flair", "train"), config("brats_flair", "distill"), *([overlay] if overlay else [])]
     where = ["--dataset_dir", dataset, "--output_dir", folder / "runs", "--ckpt_dir", folder / "models"]
-    where += ["--map_config", str([config("brats_flair", "inference"), str(tiny)])]
-    where += ["--config_file", str([str(file) for file in files]), "--map_size=32"]
-    return ["run", "distill", *where, *TINY, *SHORT]
+    return ["run", "distill", *where, "--config_file", str([str(file) for file in files]), *TINY, *SHORT]
 
 
-def start(folder, trained):
-    """`folder` with the weights that `run training` has left."""
+def start(folder, weights):
+    """`folder` with weights as its models/model.pt."""
     (folder / "models").mkdir(parents=True)
-    for file in (trained.weights, trained.weights.with_suffix(".training.txt")):
-        shutil.copy(file, folder / "models" / file.name)
+    shutil.copy(weights, folder / "models" / "model.pt")
+    (folder / "models" / "model.training.txt").write_text("p0\np1\n")
     return folder
 
 
@@ -114,7 +110,7 @@ def differing(a: dict, b: dict) -> set[str]:
 @pytest.fixture(scope="module")
 def distilled(trained, dataset_without_masks, tmp_path_factory) -> SimpleNamespace:
     """An uninterrupted distillation of two epochs on `dataset_without_masks`: folder and weights."""
-    folder = start(tmp_path_factory.mktemp("distilled"), trained)
+    folder = start(tmp_path_factory.mktemp("distilled"), trained.teacher)
     monai_bundle(*distill(folder, dataset_without_masks))
     return SimpleNamespace(folder=folder, weights=folder / "models" / "model.pt")
 
@@ -127,9 +123,11 @@ def kept(models: Path) -> Path:
 
 def test_the_segmenter_learns_and_nothing_else_changes(distilled, trained, dataset_without_masks):
     assert not list(dataset_without_masks.rglob("*_seg*"))
-    after, before = state(distilled.weights), state(trained.weights)
-    assert (before["distilled"], after["distilled"]) == (0, 1)
-    assert differing(after, before) == {"segmenter", "distilled"}
+    after, before = state(distilled.weights), state(trained.teacher)
+    assert after["distilled"] == 1
+    assert {name.split(".")[0] for name in after.keys() - before.keys()} == {"segmenter", "distilled"}
+    assert not differing({name: after[name] for name in before}, before)
+    assert not differing(after, state(trained.weights))  # `run training` ends with the same student
     assert all(value.isfinite().all() for value in after.values())
     assert {value.dtype for value in after.values() if value.is_floating_point()} == {torch.float16}
     assert training_cases(distilled.weights) == ["p0", "p1"]
@@ -140,7 +138,7 @@ def test_the_segmenter_learns_and_nothing_else_changes(distilled, trained, datas
 
 
 def test_the_maps_are_those_of_the_training_volumes_in_their_tagged_slices(distilled):
-    maps = distilled.folder / "runs" / "maps"
+    maps = distilled.folder / "runs" / "distill" / "maps"
     assert sorted(path.name for path in maps.iterdir()) == ["p0_flair", "p1_flair"]
     for case in maps.iterdir():
         saliency = nib.load(case / f"{case.name}_saliency.nii.gz").get_fdata()
@@ -152,7 +150,7 @@ def test_the_maps_are_those_of_the_training_volumes_in_their_tagged_slices(disti
 
 def test_a_second_start_does_nothing_twice(distilled, dataset_without_masks, tmp_path):
     shutil.copytree(distilled.folder, tmp_path / "again")
-    maps = {path: path.stat().st_mtime_ns for path in (tmp_path / "again" / "runs" / "maps").rglob("*.nii.gz")}
+    maps = {path: path.stat().st_mtime_ns for path in (tmp_path / "again" / "runs" / "distill").rglob("*.nii.gz")}
     monai_bundle(*distill(tmp_path / "again", dataset_without_masks))
     assert {path: path.stat().st_mtime_ns for path in maps} == maps
     assert (tmp_path / "again" / "models" / "model.pt").read_bytes() == distilled.weights.read_bytes()
@@ -160,21 +158,21 @@ def test_a_second_start_does_nothing_twice(distilled, dataset_without_masks, tmp
 
 
 def test_the_student_does_not_start_from_an_earlier_one(distilled, dataset_without_masks, tmp_path):
-    monai_bundle(*distill(start(tmp_path / "again", distilled), dataset_without_masks))
+    monai_bundle(*distill(start(tmp_path / "again", distilled.weights), dataset_without_masks))
     assert not differing(state(tmp_path / "again" / "models" / "model.pt"), state(distilled.weights))
 
 
 def test_a_killed_run_leaves_the_weights_and_the_same_command_finishes(
     distilled, trained, dataset_without_masks, tmp_path
 ):
-    folder = start(tmp_path / "parts", trained)
+    folder = start(tmp_path / "parts", trained.teacher)
     kill = tmp_path / "kill.yaml"  # in the middle of the second epoch
     kill.write_text("+train#handlers:\n  - {_target_: tests.helpers.bundles.Kill, iteration: 3}\n")
     killed = forked_bundle(*distill(folder, dataset_without_masks, overlay=kill))
     assert killed.returncode == -9, killed.stdout
     assert (kept(folder / "models") / "checkpoint_epoch=1.pt").is_file()
-    assert (folder / "models" / "model.pt").read_bytes() == trained.weights.read_bytes()
-    maps = {path: path.stat().st_mtime_ns for path in (folder / "runs" / "maps").rglob("*.nii.gz")}
+    assert (folder / "models" / "model.pt").read_bytes() == trained.teacher.read_bytes()
+    maps = {path: path.stat().st_mtime_ns for path in (folder / "runs" / "distill").rglob("*.nii.gz")}
 
     monai_bundle(*distill(folder, dataset_without_masks))
     assert not differing(state(folder / "models" / "model.pt"), state(distilled.weights))
@@ -191,9 +189,9 @@ def test_new_weights_are_not_replaced_by_those_of_an_earlier_distillation(
     shutil.copytree(distilled.folder, tmp_path / "again")
     weights = tmp_path / "again" / "models" / "model.pt"
     new = {name: v * 1.5 if name.startswith("denoiser") else v for name, v in state(trained.weights).items()}
-    torch.save(new, weights)
+    torch.save(new | {"segmenter.unet.final_conv.bias": torch.ones(1).half()}, weights)
     monai_bundle(*distill(tmp_path / "again", dataset_without_masks))
-    assert differing(state(weights), new) == {"segmenter", "distilled"}
+    assert differing(state(weights), new) == {"segmenter"}
     assert differing(state(weights), state(distilled.weights)) == {"denoiser", "segmenter"}
 
 
@@ -201,12 +199,12 @@ def test_new_weights_are_not_replaced_by_those_of_an_earlier_distillation(
 
 
 def infer(weights, out, dataset, *more) -> list:
-    where = ["--dataset_dir", dataset, "--output_dir", out, "--ckpt_path", weights, "--section=test", "--gate=all"]
+    where = ["--dataset_dir", dataset, "--output_dir", out, "--ckpt_path", weights, "--section=test"]
     return ["run", "--config_file", config("brats_flair", "inference"), *where, *TINY, "--segmenter_size=64", *more]
 
 
 def test_inference_by_the_segmenter(distilled, dataset_without_masks, tmp_path):
-    monai_bundle(*infer(distilled.weights, tmp_path, dataset_without_masks, "--method=segmenter", "--uncertainty=True"))
+    monai_bundle(*infer(distilled.weights, tmp_path, dataset_without_masks, "--uncertainty=True"))
     names = ("mask", "saliency", "uncertainty")
     files = [tmp_path / "p3_flair" / f"p3_flair_{name}.nii.gz" for name in names]
     mask, p, entropy = (np.asarray(nib.load(file).dataobj) for file in files)
@@ -223,7 +221,7 @@ def test_inference_by_the_segmenter(distilled, dataset_without_masks, tmp_path):
 
 def test_the_segmenter_is_refused_where_it_has_not_learned(trained, dataset_without_masks, tmp_path):
     with pytest.raises(Exception) as error:  # noqa: B017
-        monai_bundle(*infer(trained.weights, tmp_path / "out", dataset_without_masks, "--method=segmenter"))
+        monai_bundle(*infer(trained.teacher, tmp_path / "out", dataset_without_masks))
     message = "".join(traceback.format_exception(error.value))
     assert "these weights (ckpt_path) have no trained segmenter: run distill" in message
     assert not (tmp_path / "out").exists()  # before any work

@@ -21,12 +21,14 @@ from tests.helpers.bundles import REPO, TINY, config, monai_bundle
 from tests.helpers.processes import forked_bundle
 
 SETTINGS = ["--amp=False", "--epoch_length=5", "--max_epochs=2", "--val_interval=1"]
+STUDENT = ["--segmenter_epochs=1", "--segmenter_size=64"]
 
 
 def arguments(dataset, folder, *overlays, batch_size, tiny=TINY) -> list[str]:
     files = ",".join(f"'{file}'" for file in (config("brats_flair", "train"), *overlays))
     where = [f"--dataset_dir={dataset}", f"--output_dir={folder}", f"--ckpt_dir={folder / 'models'}"]
-    return ["run", "training", f"--config_file=[{files}]", *where, *tiny, *SETTINGS, f"--batch_size={batch_size}"]
+    knobs = [*tiny, *SETTINGS, *STUDENT, f"--batch_size={batch_size}"]
+    return ["run", "training", f"--config_file=[{files}]", *where, *knobs]
 
 
 def torchrun(*arguments) -> subprocess.CompletedProcess:
@@ -77,6 +79,9 @@ def test_two_processes_compute_what_one_does(one, two):
 
     weights = [torch.load(folder / "models" / "model.pt", weights_only=True) for folder in (one, two.folder)]
     assert weights[0].keys() == weights[1].keys()
+    assert weights[0].pop("distilled") == weights[1].pop("distilled") == 1
+    for name in [name for name in weights[0] if name.startswith("segmenter")]:
+        assert weights[0].pop(name).isfinite().all()  # Dice of each process's batch: only nearly the same
     for name, value in weights[0].items():  # half precision, 2**-11 of the value
         torch.testing.assert_close(weights[1][name].float(), value.float(), rtol=2**-10, atol=1e-4, msg=name)
 
@@ -94,9 +99,12 @@ def test_only_the_first_process_speaks(two):
     assert sorted(path.name for path in (two.folder / "models").iterdir()) == [
         "checkpoint_epoch=1.pt",
         "checkpoint_epoch=2.pt",
+        "distill",
         "model.pt",
         "model.training.txt",
     ]
+    assert len({path.name.split(".")[-2] for path in (two.folder / "distill").glob("events.out.*")}) == 1
+    assert sorted(path.name for path in (two.folder / "distill" / "maps").iterdir()) == ["p0_flair", "p1_flair"]
     assert training_cases(two.folder / "models" / "model.pt") == ["p0", "p1"]
 
 

@@ -54,9 +54,9 @@ def segmented(exported, tmp_path_factory) -> SimpleNamespace:
     nib.save(image, folder / "head.nii.gz")
     masks, config = {}, f"bundles/{exported.bundle}/configs/inference.yaml"
     for amp in ("False", "True"):
-        where = ["--dataset_dir", folder / "head.nii.gz", "--output_dir", folder / amp, "--seed", SEED, "--amp", amp]
+        where = ["--dataset_dir", folder / "head.nii.gz", "--output_dir", folder / amp, "--seed", SEED]
         command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config, *where, "--device", "cpu"]
-        run(*command, *KNOBS[exported.bundle], cwd=REPO)
+        run(*command, "--method", "cdm", "--amp", amp, *KNOBS[exported.bundle], cwd=REPO)
         masks[amp] = np.asarray(nib.load(folder / amp / "head" / "head_mask.nii.gz").dataobj)
     volume = torch.as_tensor(image.get_fdata(dtype=np.float32))[None]
     for name, source in (("program", exported.folder), ("packed", exported.packed)):
