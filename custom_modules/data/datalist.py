@@ -19,10 +19,10 @@ from pathlib import Path
 
 from custom_modules.data.geometry import UNREADABLE, one_line, read_geometry
 from custom_modules.data.labels import check_label, load_label
-from custom_modules.data.layouts import LAYOUTS, find_cases, name_apart, stem_of
+from custom_modules.data.layouts import LAYOUTS, find_cases, name_apart
 from custom_modules.data.splits import SECTIONS
 from custom_modules.data.tags import tag_cases
-from custom_modules.files import read_json
+from custom_modules.files import check_name, flat_name, read_json, stem_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def load_cases(
             datalist (MONAI Label trains without one).
 
     Returns:
-        `{"case", "image", "slice_labels"?, "label"?, "channel"?}`, with unique names and absolute paths.
+        `{"case", "image", "slice_labels"?, "label"?, "channel"?}`, with unique names (`flat_name`) and absolute paths.
 
     Raises:
         FileNotFoundError: the folder, the datalist or all of its images do not exist.
@@ -123,7 +123,7 @@ def _read_sections(path: Path, section: str | Sequence[str] | None, build: str) 
 
 def _absolute(item: dict, folders: Sequence[Path]) -> dict:
     """Join the paths to the first folder in which they exist (else to the first), and name a case without a name."""
-    item = {"case": stem_of(Path(item["image"]))} | item
+    item = item | {"case": flat_name(item.get("case", stem_of(item["image"])))}
     for key in {"image", "label"} & set(item):
         paths = [os.path.normpath(folder / item[key]) for folder in folders]
         item[key] = next((path for path in paths if os.path.exists(path)), paths[0])
@@ -163,6 +163,7 @@ def check_cases(
 
 
 def _check_case(item: dict, require_labels: bool, with_label: bool, slice_axis: int) -> None:
+    check_name(item["case"])
     if missing := [key for key in ("image", "label") if key in item and not os.path.exists(item[key])]:
         if with_label or "image" in missing:
             raise FileNotFoundError(f"the {missing[0]} {item[missing[0]]} does not exist.")

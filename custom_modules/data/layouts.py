@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 from glob import glob as glob_paths
 from pathlib import Path
 
-from custom_modules.files import stem_of
+from custom_modules.files import flat_name, stem_of
 
 LAYOUTS = {  # where each layout keeps its images; `glob` takes the place of these patterns
     "brats": ("**/*_flair.nii*", "**/*-t2f.nii*"),
@@ -81,13 +81,13 @@ def _is_image(path: Path) -> bool:
 
 def _describe(image: Path, layout: str) -> dict:
     """Name a case by the rule of its layout and find its label."""
-    stem = stem_of(image)
+    stem = flat_name(stem_of(image))
     without_modality = re.sub(r"(?<=.)[_-][^_-]+$", "", stem)
     endings = ("_seg.nii.gz", "_seg.nii", "-seg.nii.gz", "-seg.nii")
     labels = [image.with_name(name + ending) for name in (stem, without_modality) for ending in endings]
     item = {"case": stem if layout in ("msd", "volumes") else without_modality, "image": str(image)}
     if layout == "chaos" and image.is_dir():
-        item["case"] = f"chaos_{image.parents[1].name:0>2}"
+        item["case"] = f"chaos_{flat_name(image.parents[1].name):0>2}"
         labels = [image.with_name("Ground")]
     elif layout == "msd":
         item["channel"] = 0  # FLAIR
@@ -104,7 +104,7 @@ def name_apart(cases: list[dict], root: Path) -> list[dict]:
         name = item["case"]
         if counts[name] > 1:
             folders = Path(os.path.relpath(item["image"], root)).parent.parts
-            name = "_".join([*(folder for folder in folders if folder not in ("..", name)), name])
+            name = flat_name("_".join([*(folder for folder in folders if folder not in ("..", name)), name]))
         numbered = (name, *(f"{name}_{i}" for i in range(2, len(cases) + 1)))
         item["case"] = next(unique for unique in numbered if unique not in taken)
         taken.add(item["case"])

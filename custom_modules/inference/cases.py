@@ -9,7 +9,7 @@ import ignite.distributed as idist
 from monai.data import Dataset, DistributedSampler
 
 from custom_modules.data.dicom import OUTPUT_FORMATS, check_source
-from custom_modules.files import stem_of
+from custom_modules.files import NIFTI, check_name, flat_name, stem_of
 
 DONE, ERROR = "done", "error"
 
@@ -54,6 +54,7 @@ class CaseDataset(Dataset):
     def _transform(self, index: int) -> dict:
         case = self.data[index]
         try:
+            check_name(case["stem"])
             if self.records and all(record.is_done(case) for record in self.records):
                 return {"case": case["case"], "stem": case["stem"], DONE: True}
             check_source(case, self.output_format)
@@ -63,12 +64,12 @@ class CaseDataset(Dataset):
 
 
 def _unique_stems(cases: Sequence[Mapping]) -> list[str]:
-    is_file = [case["image"].endswith((".nii", ".nii.gz")) for case in cases]
-    stems = [stem_of(case["image"]) if file else case["case"] for case, file in zip(cases, is_file)]
-    counts, names = Counter(stems), {case["case"] for case in cases}
+    names = [flat_name(case["case"]) for case in cases]
+    files = [case["image"] if NIFTI.search(case["image"]) else None for case in cases]
+    stems = [flat_name(stem_of(file)) if file else name for file, name in zip(files, names)]
+    counts = Counter(stems)
     return [  # another case may fall back on its name
-        stem if counts[stem] == 1 and (stem == case["case"] or stem not in names) else case["case"]
-        for case, stem in zip(cases, stems)
+        stem if counts[stem] == 1 and (stem == name or stem not in names) else name for name, stem in zip(names, stems)
     ]
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from custom_modules.data.datalist import check_cases, labelled_cases, load_cases
+from custom_modules.data.splits import read_splits
+from custom_modules.data.tags import read_tags, tag_cases
 from tests.helpers.volumes import SHAPE, brats_case, build, mask_of, named, save_volume
 
 
@@ -49,6 +51,27 @@ def test_load_cases_reads_plain_decathlon_lists_and_names_them_apart(dataset):
         save_volume(dataset / site / "scan.nii.gz")
     (dataset / "plain.json").write_text(json.dumps({"labels": ["0"], "test": ["A/scan.nii.gz", "B/scan.nii.gz"]}))
     assert named(load_cases(dataset / "plain.json", dataset)) == ["A_scan", "B_scan"]
+
+
+def test_names_are_one_component_of_a_path_and_agree_between_datalist_tags_and_splits(dataset, tmp_path):
+    for site in "AB":
+        save_volume(dataset / site / "p1.nii.gz")
+    cases = [{"case": f"site{site}/p1", "image": f"{site}/p1.nii.gz"} for site in "AB"]
+    numbered = {"case": 7, "image": "p0/p0_flair.nii.gz"}
+    (dataset / "own.json").write_text(json.dumps({"test": [*cases, numbered]}))
+    assert named(load_cases(dataset / "own.json", dataset)) == ["siteA_p1", "siteB_p1", "7"]
+    (tmp_path / "tags.csv").write_text("case,slice,label\nsiteA/p1,2,1\n")
+    assert read_tags(tmp_path / "tags.csv") == {"siteA_p1": {2: 1}}
+    (tmp_path / "splits.json").write_text(json.dumps({"training": ["siteA/p1"], "test": [7]}))
+    assert read_splits(tmp_path / "splits.json") == {"siteA_p1": "training", "7": "test"}
+
+
+def test_a_name_that_is_not_safe_is_a_problem_of_its_case(dataset):
+    (dataset / "own.json").write_text(json.dumps({"test": [{"case": "a\nb", "image": "p0/p0_flair.nii.gz"}]}))
+    cases = load_cases(dataset / "own.json", dataset)
+    with pytest.raises(ValueError, match="the name 'a.+b' of a case must not hold"):
+        check_cases(cases, require_labels=False)
+    assert tag_cases(cases)[1].keys() == {"a\nb"}
 
 
 def test_load_cases_errors_name_the_fault_and_the_remedy(dataset, tmp_path):
