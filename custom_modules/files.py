@@ -9,6 +9,8 @@ import os
 import re
 import time
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +110,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def is_whole(path: str | Path) -> bool:
+    """Says whether a file of `torch.save`, which is a ZIP archive, is complete: all checksums are right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+        return False
 
 
 def remove_partial(folder: str | Path) -> None:
