@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from custom_modules.data.geometry import UNREADABLE, one_line, read_geometry
-from custom_modules.data.labels import check_label, load_label
+from custom_modules.data.labels import check_label
 from custom_modules.data.layouts import LAYOUTS, find_cases, name_apart
 from custom_modules.data.splits import SECTIONS
 from custom_modules.data.tags import tag_cases
@@ -176,5 +176,4 @@ def _check_case(item: dict, require_labels: bool, with_label: bool, slice_axis: 
     if not set(tags or ()) <= {0, 1}:
         raise ValueError(f"slice_labels must be 0 or 1; got {sorted(set(tags))}.")
     if with_label and "label" in item:
-        label = item["label"]
-        check_label(item, read_geometry(label)[0] if os.path.isfile(label) else load_label(label, item["image"]).shape)
+        check_label(item["label"], item["image"])

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from custom_modules.data.geometry import UNREADABLE, one_line, read_geometry
-from custom_modules.data.labels import check_label, load_label, target_mask
+from custom_modules.data.labels import load_label, target_mask
 from custom_modules.files import check_name, flat_name
 
 
@@ -69,7 +69,6 @@ def tag_cases(
             n_slices = read_geometry(item["image"], item.get("channel"))[0][rule.get("slice_axis", 2)]
             if tags is None and "label" in item:
                 label = load_label(item["label"], item["image"])
-                check_label(item, label.shape)
         except UNREADABLE as error:
             skipped[case] = one_line(error)
             continue
