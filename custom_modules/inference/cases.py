@@ -25,8 +25,9 @@ class CaseDataset(Dataset):
     """MONAI's `Dataset`, but a case that cannot be read is an item {"case", "error"} instead of an exception.
 
     Args:
-        data: cases {"case", "image", ...}. Each gets "stem", the name of its results: the image's file name without its
-            ending, or the case's name for a DICOM series and wherever two stems would collide.
+        data: cases {"case", "image", ...}; one with an "error" becomes such an item. Each gets "stem", the name of its
+            results: the image's file name without its ending, or the case's name for a DICOM series and wherever two
+            stems would collide.
         transform: MONAI transforms of one case.
         records: handlers that write results; a case for which all of them say `is_done(case)` is not prepared, but an
             item {"case", "stem", "done"}.
@@ -55,6 +56,8 @@ class CaseDataset(Dataset):
         case = self.data[index]
         try:
             check_name(case["stem"])
+            if ERROR in case:
+                raise ValueError(case[ERROR])
             if self.records and all(record.is_done(case) for record in self.records):
                 return {"case": case["case"], "stem": case["stem"], DONE: True}
             check_source(case, self.output_format)
