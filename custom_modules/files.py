@@ -14,6 +14,11 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 DAY = 24 * 60 * 60  # s
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # devices of Windows, with any ending
@@ -119,6 +124,45 @@ def is_whole(path: str | Path) -> bool:
             return archive.testzip() is None
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError):
         return False
+
+
+def lock_folder(folder: str | Path) -> None:
+    """Makes a folder and locks it for this process, until `unlock_folder` or the end of the process, however it ends.
+
+    Where the system (Windows) or its disk (NFS) cannot lock a folder, it stays unlocked.
+
+    Raises:
+        RuntimeError: another process has locked it.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    real = os.path.realpath(folder)
+    if fcntl is None or real in _locked:
+        return
+    number = os.open(real, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(number)
+        if isinstance(error, BlockingIOError):
+            raise RuntimeError(f"another process is writing to {folder}; wait for it or give another folder.") from None
+    else:
+        _locked[real] = number
+
+
+def unlock_folder(folder: str | Path) -> None:
+    """Gives up the lock of `lock_folder`, if this process has it."""
+    if (number := _locked.pop(os.path.realpath(folder), None)) is not None:
+        os.close(number)
+
+
+def _leave_locks_to_the_parent() -> None:
+    for folder in list(_locked):
+        unlock_folder(folder)  # or a worker that outlives a killed run would keep its folder locked
+
+
+_locked: dict[str, int] = {}  # real path: descriptor
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 def remove_partial(folder: str | Path) -> None:

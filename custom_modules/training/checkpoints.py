@@ -14,7 +14,7 @@ from ignite.handlers.checkpoint import BaseSaveHandler
 from monai.handlers import CheckpointLoader
 from torch import nn
 
-from custom_modules.files import atomic_path, is_whole
+from custom_modules.files import atomic_path, is_whole, lock_folder, unlock_folder
 from custom_modules.networks.weights import training_cases, training_list
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class ResumableRun:
     is cut short, as a full disk or a copy may leave it, is named in the log, and the one before is taken.
 
     Raises:
+        RuntimeError: on attaching, another run is writing to `save_dir`.
         ValueError: on attaching, the processes of a run see different checkpoints.
     """
 
@@ -94,6 +95,8 @@ class ResumableRun:
         if found:
             CheckpointLoader(str(found[-1]), everything, map_location=self.map_location).attach(engine)
         if engine.state.rank == 0:
+            lock_folder(self.save_dir)
+            engine.add_event_handler(Events.COMPLETED, lambda: unlock_folder(self.save_dir))
             for superseded in found[:-2]:  # the saver below does not know the files of earlier processes
                 superseded.unlink()
         saver = Checkpoint(
