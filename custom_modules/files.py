@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read as JSON, hashed, and named by their stems."""
+"""Files: written whole or not at all, read as JSON, hashed, and named by names that are safe."""
 
 from __future__ import annotations
 
@@ -8,20 +8,60 @@ import json
 import os
 import re
 import time
+import uuid
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 DAY = 24 * 60 * 60  # s
+NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # devices of Windows, with any ending
+MAX_NAME = 230  # bytes; with `_uncertainty.nii.gz` it has to stay below the 255 of most file systems
 
 
 def stem_of(path: str | Path) -> str:
     """Returns the name of a NIfTI file without `.nii` or `.nii.gz`, and that of anything else as it is."""
-    return re.sub(r"\.nii(\.gz)?$", "", Path(path).name)
+    return NIFTI.sub("", Path(path).name)
+
+
+def flat_name(name: object) -> str:
+    """Makes one component of a path of a name: `site/p1` becomes `site_p1`, and bytes that are no UTF-8 their codes."""
+    return re.sub(r"[/\\]+", "_", str(name).encode(errors="backslashreplace").decode())
+
+
+def check_name(name: str) -> str:
+    """Returns `name` if it can safely name a file and a folder on any system.
+
+    Raises:
+        ValueError: it is empty or too long, begins or ends with a dot or a space, is reserved, or holds a separator or
+            a control character.
+    """
+    if not name or name != name.strip(" ."):
+        why = "must neither be empty nor begin or end with a dot or a space"
+    elif bad := re.search(r"[/\\\x00-\x1f\x7f-\x9f]", name):
+        why = f"must not hold {bad[0]!r}"
+    elif RESERVED.match(name):
+        why = "is reserved by Windows"
+    elif (length := len(name.encode(errors="backslashreplace"))) > MAX_NAME:
+        why = f"has {length} bytes, but at most {MAX_NAME} are allowed"
+    else:
+        return name
+    raise ValueError(f"the name {name!r} of a case {why}; give it another one in a datalist, or rename its file.")
 
 
 def result_file(output_dir: str | Path, stem: str, ending: str) -> Path:
-    """Returns the path of one file of a case's result: `<output_dir>/<stem>/<stem>_<ending>`."""
-    return Path(output_dir) / stem / f"{stem}_{ending}"
+    """Returns the path of one file of a case's result: `<output_dir>/<stem>/<stem>_<ending>`.
+
+    Raises:
+        ValueError: `stem` is not a safe name (`check_name`).
+    """
+    return Path(output_dir) / check_name(stem) / f"{stem}_{ending}"
 
 
 def sha256(path: str | Path) -> str:
@@ -59,15 +99,70 @@ def write_json(path: str | Path, content: dict) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to and renames it to `path` at the end, or removes it after an error."""
+    """Gives a path beside `path` to write to and renames it to `path` at the end, or removes it after an error.
+
+    The content is on the disk before the name is, so that a power cut leaves the old file or the new one. Machines that
+    share a disk, and processes with the same number in two containers, get different names to write to.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    ending = (NIFTI.search(path.name) or [path.suffix])[0]
+    aside = path.with_name(f".partial-{uuid.uuid4().hex[:12]}{ending}")
     try:
         yield aside
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def is_whole(path: str | Path) -> bool:
+    """Says whether a file of `torch.save`, which is a ZIP archive, is complete: all checksums are right."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+        return False
+
+
+def lock_folder(folder: str | Path) -> None:
+    """Makes a folder and locks it for this process, until `unlock_folder` or the end of the process, however it ends.
+
+    Where the system (Windows) or its disk (NFS) cannot lock a folder, it stays unlocked.
+
+    Raises:
+        RuntimeError: another process has locked it.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    real = os.path.realpath(folder)
+    if fcntl is None or real in _locked:
+        return
+    number = os.open(real, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(number)
+        if isinstance(error, BlockingIOError):
+            raise RuntimeError(f"another process is writing to {folder}; wait for it or give another folder.") from None
+    else:
+        _locked[real] = number
+
+
+def unlock_folder(folder: str | Path) -> None:
+    """Gives up the lock of `lock_folder`, if this process has it."""
+    if (number := _locked.pop(os.path.realpath(folder), None)) is not None:
+        os.close(number)
+
+
+def _leave_locks_to_the_parent() -> None:
+    for folder in list(_locked):
+        unlock_folder(folder)  # or a worker that outlives a killed run would keep its folder locked
+
+
+_locked: dict[str, int] = {}  # real path: descriptor
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 def remove_partial(folder: str | Path) -> None:

@@ -17,6 +17,7 @@ from monai.transforms import LoadImage
 
 from custom_modules.data.labels import load_label, target_mask
 from custom_modules.data.layouts import find_cases
+from custom_modules.data.reader import VolumeReader
 from custom_modules.files import read_json
 from custom_modules.inference.mask import slice_axis_of
 
@@ -98,7 +99,7 @@ def read_case(folder: Path, target_labels: Sequence[int] | None = None, slice_ax
 def _read_image(path: str, label: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Read image (H, W, D), affine (4, 4) and label values (H, W, D), None where there is no label."""
     found = find_cases(path)[0]
-    image, label = LoadImage(image_only=True)(path), label or found.get("label")
+    image, label = LoadImage(VolumeReader, image_only=True)(path), label or found.get("label")
     array = image.numpy() if image.ndim == 3 else image.numpy()[..., found.get("channel", 0)]
     return array, np.asarray(image.affine), None if label is None else load_label(label, path)
 

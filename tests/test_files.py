@@ -11,10 +11,14 @@ import pytest
 
 from custom_modules.files import (
     DAY,
+    MAX_NAME,
     atomic_path,
+    check_name,
+    flat_name,
     read_json,
     read_json_or_empty,
     remove_partial,
+    result_file,
     sha256,
     stem_of,
     write_json,
@@ -85,3 +89,49 @@ def test_json_that_is_broken_is_an_error_or_empty(tmp_path):
 def test_a_stem_is_the_name_without_the_endings_of_nifti():
     paths = ("/a/p1_flair.nii.gz", Path("scan.v2.nii"), "DICOM_anon", "1.2.840")
     assert [stem_of(path) for path in paths] == ["p1_flair", "scan.v2", "DICOM_anon", "1.2.840"]
+    assert [stem_of(name) for name in ("A.NII.GZ", "b.Nii", "c.nii.GZ")] == ["A", "b", "c"]
+
+
+def test_a_name_becomes_one_component_of_a_path():
+    names = ("siteA/p1", "a\\b", "../../x", 7, os.fsdecode(b"a\xff_x"), "p1 (flair) ü")
+    assert [flat_name(name) for name in names] == ["siteA_p1", "a_b", ".._.._x", "7", "a_udcff_x", "p1 (flair) ü"]
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("", "empty"),
+        ("..", "dot or a space"),
+        (".._.._x", "dot or a space"),
+        ("x ", "dot or a space"),
+        ("a/b", "must not hold '/'"),
+        ("a\nb", r"must not hold '\\n'"),
+        ("a\x7f", "must not hold"),
+        ("nul", "reserved"),
+        ("COM1.flair", "reserved"),
+        ("ü" * (MAX_NAME // 2 + 1), f"has {MAX_NAME + 2} bytes"),
+    ],
+)
+def test_a_name_that_is_not_safe_is_an_error(tmp_path, name, why):
+    with pytest.raises(ValueError, match=why):
+        check_name(name)
+    with pytest.raises(ValueError, match=why):
+        result_file(tmp_path, name, "mask.nii.gz")
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    for ending in ("uncertainty.nii.gz", "provenance.json"):
+        for name in ("x" * MAX_NAME, "1." * (MAX_NAME // 2 - 1) + "xx"):
+            with atomic_path(result_file(tmp_path, name, ending)) as aside:
+                aside.touch()
+            assert result_file(tmp_path, name, ending).is_file()
+
+
+def test_two_writers_of_one_file_write_apart_and_what_they_wrote_is_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}")))
+    with atomic_path(tmp_path / "a.nii.gz") as one, atomic_path(tmp_path / "a.nii.gz") as other:
+        assert one != other and one.name.endswith(".nii.gz") and str(os.getpid()) + "-" not in one.name
+        one.touch()
+        other.touch()
+    assert synced == [str(other), str(one)]

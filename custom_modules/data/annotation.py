@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from custom_modules.data.geometry import one_line
-from custom_modules.data.layouts import stem_of
-from custom_modules.files import read_json
+from custom_modules.files import flat_name, read_json, stem_of
 
 
 def tagged_cases(items: Sequence[Mapping]) -> list[dict]:
@@ -33,7 +32,7 @@ def tagged_cases(items: Sequence[Mapping]) -> list[dict]:
     for item in items:
         case = dict(item)
         if label := case.pop("label", None):
-            case = {"case": stem_of(Path(case["image"]))} | case
+            case = {"case": flat_name(stem_of(case["image"]))} | case
             try:
                 case["slice_labels"] = _tags_in(Path(label))
             except (OSError, ValueError) as error:

@@ -12,19 +12,16 @@ the folder that was searched. Cases without tags are listed under `untagged`: fi
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from custom_modules.data.geometry import UNREADABLE, one_line, read_geometry
-from custom_modules.data.labels import check_label, load_label
-from custom_modules.data.layouts import LAYOUTS, find_cases, name_apart, stem_of
+from custom_modules.data.labels import check_label
+from custom_modules.data.layouts import LAYOUTS, find_cases, name_apart
 from custom_modules.data.splits import SECTIONS
 from custom_modules.data.tags import tag_cases
-from custom_modules.files import read_json
-
-logger = logging.getLogger(__name__)
+from custom_modules.files import check_name, flat_name, read_json, stem_of
 
 
 def load_cases(
@@ -34,6 +31,7 @@ def load_cases(
     with_label: bool = False,
     discover: bool = False,
     allow_empty: bool = False,
+    output_dir: str | Path | None = None,
 ) -> list[dict]:
     """Read the cases of a datalist.
 
@@ -45,9 +43,11 @@ def load_cases(
         discover: without a datalist, take what `find_cases` finds in `dataset_dir`.
         allow_empty: accept sections that exist but are empty (validation is, with folds), and a `dataset_dir` without a
             datalist (MONAI Label trains without one).
+        output_dir: folder of the results, in which no case is looked for; None: nothing is written.
 
     Returns:
-        `{"case", "image", "slice_labels"?, "label"?, "channel"?}`, with unique names and absolute paths.
+        `{"case", "image", "slice_labels"?, "label"?, "channel"?, "error"?}`, with unique names (`flat_name`) and
+        absolute paths; an "error" says why the case cannot be done.
 
     Raises:
         FileNotFoundError: the folder, the datalist or all of its images do not exist.
@@ -67,11 +67,14 @@ def load_cases(
                                     f"dataset_dir to the folder that it was built with (--root). {build}")  # fmt: skip
         items = name_apart(items, folders[0])
     elif datalist is None and discover:
-        items = find_cases(dataset_dir)
+        items = find_cases(dataset_dir, output_dir=output_dir)
     elif datalist is None and allow_empty:
         items = []
     else:
         raise FileNotFoundError(f"datalist {path} does not exist. {build}")
+    for item in items:
+        if output_dir and os.path.isdir(item["image"]) and _same(Path(output_dir) / item["case"], item["image"]):
+            item["error"] = "its results would be written among the files of its DICOM series; give another output_dir."
     return [{key: value for key, value in item.items() if with_label or key != "label"} for item in items]
 
 
@@ -82,29 +85,39 @@ def labelled_cases(
     target_labels: Sequence[int] | None = None,
     slice_axis: int = 2,
     allow_empty: bool = False,
+    output_dir: str | Path | None = None,
 ) -> list[dict]:
     """Read the cases with a label, for evaluation: all with `slice_labels`, `image_file`, `label_file` and `group`.
 
-    A case without tags (there is no datalist) gets those of its label. `group` is the folder above the case's own.
+    A case without tags (there is no datalist) gets those of its label. `group` is the folder above the case's own. A
+    case whose image or label is gone or unreadable has an "error", so that it is named and not lost; with
+    `allow_empty`, where masks are only watched, it is left out.
 
     Raises:
         ValueError: no case has a label on disk (without `allow_empty`).
         FileNotFoundError, ValueError: as in `load_cases`.
     """
-    cases = load_cases(datalist, dataset_dir, section, True, discover=not allow_empty, allow_empty=allow_empty)
-    with_label = [case for case in cases if "label" in case and os.path.exists(case["label"])]
-    if not with_label and not allow_empty:
-        raise ValueError(f"none of the {len(cases)} cases in {dataset_dir} has a label to be compared with.")
-    tagged = [case for case in with_label if "slice_labels" in case]
-    untagged = [case for case in with_label if "slice_labels" not in case]
+    discover = not allow_empty
+    cases = load_cases(datalist, dataset_dir, section, True, discover, allow_empty, output_dir)
+    n_cases, cases = len(cases), [case for case in cases if "label" in case]
+    for case in cases:
+        if gone := [case[key] for key in ("image", "label") if not os.path.exists(case[key])]:
+            case["error"] = f"{' and '.join(gone)} does not exist; bring it back, or take the case out of the datalist."
+    if not any(os.path.exists(case["label"]) for case in cases) and not allow_empty:
+        raise ValueError(f"none of the {n_cases} cases in {dataset_dir} has a label to be compared with.")
+    untagged = [case for case in cases if not {"slice_labels", "error"} & set(case)]
     usable, skipped, _ = tag_cases(untagged, target_labels=target_labels, slice_axis=slice_axis)
-    for case, why in skipped.items():
-        logger.warning("case %s is left out: %s", case, why)
+    tagged = {case["case"]: case for case in usable} | {name: {"error": why} for name, why in skipped.items()}
     return [
         {key: value for key, value in case.items() if key != "label"}
         | {"image_file": case["image"], "label_file": case["label"], "group": Path(case["image"]).parent.parent.name}
-        for case in tagged + usable
+        for case in (case | tagged.get(case["case"], {}) for case in cases)
+        if "error" not in case or not allow_empty
     ]
+
+
+def _same(one: str | Path, other: str | Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _read_sections(path: Path, section: str | Sequence[str] | None, build: str) -> list[dict]:
@@ -123,7 +136,7 @@ def _read_sections(path: Path, section: str | Sequence[str] | None, build: str) 
 
 def _absolute(item: dict, folders: Sequence[Path]) -> dict:
     """Join the paths to the first folder in which they exist (else to the first), and name a case without a name."""
-    item = {"case": stem_of(Path(item["image"]))} | item
+    item = item | {"case": flat_name(item.get("case", stem_of(item["image"])))}
     for key in {"image", "label"} & set(item):
         paths = [os.path.normpath(folder / item[key]) for folder in folders]
         item[key] = next((path for path in paths if os.path.exists(path)), paths[0])
@@ -163,6 +176,9 @@ def check_cases(
 
 
 def _check_case(item: dict, require_labels: bool, with_label: bool, slice_axis: int) -> None:
+    check_name(item["case"])
+    if "error" in item:
+        raise ValueError(item["error"])
     if missing := [key for key in ("image", "label") if key in item and not os.path.exists(item[key])]:
         if with_label or "image" in missing:
             raise FileNotFoundError(f"the {missing[0]} {item[missing[0]]} does not exist.")
@@ -175,5 +191,4 @@ def _check_case(item: dict, require_labels: bool, with_label: bool, slice_axis: 
     if not set(tags or ()) <= {0, 1}:
         raise ValueError(f"slice_labels must be 0 or 1; got {sorted(set(tags))}.")
     if with_label and "label" in item:
-        label = item["label"]
-        check_label(item, read_geometry(label)[0] if os.path.isfile(label) else load_label(label, item["image"]).shape)
+        check_label(item["label"], item["image"])

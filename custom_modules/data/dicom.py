@@ -89,6 +89,8 @@ def read_series(folder: str | Path) -> list[Dataset]:
         headers = [dcmread(file, stop_before_pixels=True) for file in files]
         _check_complete(Path(folder), files, headers[0].get("SeriesInstanceUID"))
         check_planes(*slice_planes(headers))
+        if any(header.get("SpacingBetweenSlices") == 0 for header in headers):
+            raise ValueError("its SpacingBetweenSlices is 0, which ITK refuses; remove that tag.")
     except (ValueError, InvalidDicomError) as error:
         raise ValueError(f"the DICOM series in {folder} is not a volume: {error}") from None
     return headers
@@ -133,6 +135,24 @@ def slice_planes(headers: Sequence[Dataset]) -> tuple[np.ndarray, np.ndarray]:
                 raise ValueError(f"{where} lacks ImagePositionPatient or ImageOrientationPatient.")
             planes.append(np.concatenate(plane).astype(float))
     return np.split(np.stack(planes), [3], axis=1)
+
+
+def series_affine(headers: Sequence[Dataset], affine: np.ndarray) -> np.ndarray:
+    """Puts the slices of a series where its headers say: ITK believes SpacingBetweenSlices, even below 0.
+
+    Args:
+        headers: of the slices in order, or of all frames.
+        affine: (4, 4) as ITK has it, RAS in mm.
+
+    Returns:
+        (4, 4), the third axis of which runs from the first position to the last.
+    """
+    positions, _ = slice_planes(headers)
+    affine = np.array(affine)
+    if len(positions) > 1:
+        affine[:3, 2] = [-1, -1, 1] * (positions[-1] - positions[0]) / (len(positions) - 1)  # LPS -> RAS
+        affine[:3, 3] = [-1, -1, 1] * positions[0]
+    return affine
 
 
 def _in_groups(groups: Sequence[Dataset], sequence: str, name: str):

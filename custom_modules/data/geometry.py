@@ -6,13 +6,21 @@ import os
 import zlib
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
-from custom_modules.data.dicom import read_series
+from custom_modules.data.reader import VolumeReader, open_nifti
 
 UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, zlib.error, ImageFileError)
+
+
+def stored_geometry(image: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Read shape (H, W, D[, C]) and affine (4, 4), RAS in mm, of a stored volume; of a NIfTI file only the header."""
+    if os.path.isdir(image):
+        array, meta = VolumeReader().get_data(os.fspath(image))
+        return tuple(array.shape), np.asarray(meta["affine"])
+    header = open_nifti(image)
+    return tuple(header.shape), header.affine
 
 
 def read_geometry(image: str | Path, channel: int | None = None) -> tuple[tuple[int, ...], np.ndarray]:
@@ -21,16 +29,7 @@ def read_geometry(image: str | Path, channel: int | None = None) -> tuple[tuple[
     Raises:
         ValueError: the volume is neither 3D nor 4D with that `channel`; the folder is not one DICOM series.
     """
-    if os.path.isdir(image):
-        from monai.data import ITKReader
-
-        read_series(image)  # raises where ITKReader would read what is not a volume, with a warning at most
-        reader = ITKReader()
-        array, meta = reader.get_data(reader.read(image))
-        shape, affine = tuple(array.shape), np.asarray(meta["affine"])
-    else:
-        header = nib.load(image)
-        shape, affine = tuple(header.shape), header.affine
+    shape, affine = stored_geometry(image)
     if len(shape) == 4 and (shape[3] == 1 or (channel is not None and 0 <= channel < shape[3])):
         shape = shape[:3]
     if len(shape) != 3:

@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 
 from custom_modules.data.dicom import series_files
-from custom_modules.data.geometry import read_geometry
+from custom_modules.data.geometry import stored_geometry
+from custom_modules.data.reader import load_nifti, open_nifti
 
 
 def target_mask(label: np.ndarray, target_labels: Sequence[int] | None) -> np.ndarray:
@@ -29,29 +30,66 @@ def target_mask(label: np.ndarray, target_labels: Sequence[int] | None) -> np.nd
 
 
 def load_label(path: str | Path, image: str | Path | None = None) -> np.ndarray:
-    """Read a label volume as stored: a NIfTI file, or a folder of PNGs (CHAOS) that belongs to a DICOM series.
+    """Read a label volume on the grid of its image: a NIfTI file, or a folder of PNGs (CHAOS) of a DICOM series.
 
-    PNG i in the order of names belongs to DICOM file i in the order of names. The slices are then put into the order in
-    which MONAI's `ITKReader` stacks the series: by position, which may be the reverse of the names.
+    A NIfTI file that is stored in another orientation than its image is turned. PNG i in the order of names belongs to
+    DICOM file i in the order of names. The slices are then put into the order in which MONAI's `ITKReader` stacks the
+    series: by position, which may be the reverse of the names.
 
     Args:
         path: NIfTI file or folder of PNGs.
-        image: DICOM folder that a folder of PNGs belongs to; None: `DICOM_anon` beside it.
+        image: its image; None: the label is read as stored, PNGs for the series in `DICOM_anon` beside them.
 
     Returns:
         (H, W, D) int32, aligned with the stored array of the image.
 
     Raises:
-        ValueError: the label is not 3D or not finite; there is not one grey PNG of one size per DICOM file.
+        ValueError: the label is not 3D or not finite, or does not fit the image (`check_label`); there is not one grey
+            PNG of one size per DICOM file.
     """
     path = Path(path)
     if path.is_dir():
-        return _load_pngs(path, Path(image or path.with_name("DICOM_anon")))
-    array = np.asanyarray(nib.load(path).dataobj)
+        array = _load_pngs(path, Path(image or path.with_name("DICOM_anon")))
+        if image is not None:
+            _check_shape(array.shape, stored_geometry(image)[0])
+        return array
+    label = load_nifti(path)
+    array = np.asanyarray(label.dataobj)
     array = array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
     if array.ndim != 3 or not np.isfinite(array).all():
         raise ValueError(f"label {path} must be a 3D volume of finite values; got shape {array.shape}.")
+    if image is not None:
+        array = nib.apply_orientation(array, _turn(label, image))
     return (np.rint(array) if array.dtype.kind == "f" else array).astype(np.int32)
+
+
+def check_label(path: str | Path, image: str | Path) -> None:
+    """Check that a label has the shape of its image and, between NIfTI files, its affine (to 0.01 mm), once turned.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if os.path.isdir(path):
+        load_label(path, image)
+    else:
+        _turn(open_nifti(path), image)
+
+
+def _turn(label: nib.Nifti1Image, image: str | Path) -> np.ndarray:
+    """Find the flips and the order of axes (3, 2), as nibabel has them, that bring a label onto its image."""
+    shape, affine = stored_geometry(image)
+    own, wanted = nib.io_orientation(label.affine), nib.io_orientation(affine)
+    turn = nib.orientations.ornt_transform(own, wanted)
+    turned = label.affine @ nib.orientations.inv_ornt_aff(turn, label.shape[:3])
+    _check_shape(tuple(np.array(label.shape[:3])[np.argsort(turn[:, 0])].tolist()), shape)
+    if not np.allclose(turned, affine, atol=1e-2):
+        raise ValueError("the label's affine differs from the image's.")
+    return turn
+
+
+def _check_shape(label: Sequence[int], image: Sequence[int]) -> None:
+    if tuple(label) != tuple(image[:3]):
+        raise ValueError(f"the label's shape {tuple(label)} differs from the image's {tuple(image[:3])}.")
 
 
 def _load_pngs(folder: Path, series: Path) -> np.ndarray:
@@ -72,16 +110,3 @@ def _load_pngs(folder: Path, series: Path) -> np.ndarray:
 def _by_number(path: Path) -> list:
     """Give a sort key that puts slice 2 before slice 10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-
-
-def check_label(item: dict, label_shape: Sequence[int]) -> None:
-    """Check that a label has the shape of its image and, between NIfTI files, its affine (to 0.01 mm).
-
-    Raises:
-        ValueError: it has not.
-    """
-    shape, affine = read_geometry(item["image"], item.get("channel"))
-    if tuple(label_shape) != shape:
-        raise ValueError(f"the label's shape {tuple(label_shape)} differs from the image's {shape}.")
-    if os.path.isfile(item["label"]) and not np.allclose(nib.load(item["label"]).affine, affine, atol=1e-2):
-        raise ValueError("the label's affine differs from the image's.")

@@ -6,16 +6,17 @@ in this file; the others see cases and arrays.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
-from fnmatch import fnmatch
-from glob import glob as glob_paths
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatch, fnmatchcase
+from pathlib import Path, PurePosixPath
 
-from custom_modules.files import stem_of
+from custom_modules.files import NIFTI, flat_name, stem_of
 
+logger = logging.getLogger(__name__)
 LAYOUTS = {  # where each layout keeps its images; `glob` takes the place of these patterns
     "brats": ("**/*_flair.nii*", "**/*-t2f.nii*"),
     "msd": ("**/imagesTr/*.nii*",),
@@ -23,16 +24,19 @@ LAYOUTS = {  # where each layout keeps its images; `glob` takes the place of the
     "volumes": ("**/*.nii*", "**/"),
 }
 CHAOS_KIDNEYS = (2, 3, 126, 189)  # right and left: 2, 3 in NIfTI copies; 126, 189 in the published PNGs
-NOT_IMAGES = re.compile(r"[_-](seg|mask|saliency)$")  # labels, and what our own inference writes
+NOT_IMAGES = re.compile(r"[_-](seg|mask|saliency|uncertainty)$")  # labels, and what our own inference writes
 
 
-def find_cases(root: str | Path, layout: str = "auto", glob: str | None = None) -> list[dict]:
-    """Find the volumes below a folder; links are followed and hidden files are ignored.
+def find_cases(
+    root: str | Path, layout: str = "auto", glob: str | None = None, output_dir: str | Path | None = None
+) -> list[dict]:
+    """Find the volumes below a folder, each file once: links are followed, hidden files and results are ignored.
 
     Args:
         root: a folder, or one volume (a NIfTI file, the folder of a DICOM series).
         layout: `brats`, `msd`, `chaos`, `volumes`, or `auto`: the first of these that finds something.
         glob: pattern relative to `root` that replaces those of the layout (with `auto`: of `volumes`).
+        output_dir: folder of results, which is not searched if it is below `root`.
 
     Returns:
         Cases in the order of their paths, `{"case", "image", "label"?, "channel"?}`, with unique names and absolute
@@ -51,23 +55,59 @@ def find_cases(root: str | Path, layout: str = "auto", glob: str | None = None) 
         fitting = (name for name, patterns in LAYOUTS.items() if any(fnmatch(str(root), p) for p in patterns))
         return [_describe(root, next(fitting, "volumes") if layout == "auto" else layout)]
     tried = [layout] if layout != "auto" else ["volumes"] if glob else list(LAYOUTS)
+    paths = list(_walk(root, None if output_dir is None else os.path.realpath(output_dir)))
     for name in tried:
-        if images := _glob_images(root, [glob] if glob else LAYOUTS[name]):
+        if images := _images(paths, root, [glob] if glob else LAYOUTS[name]):
             return name_apart([_describe(image, name) for image in images], root)
     patterns = [glob] if glob else [pattern for name in tried for pattern in LAYOUTS[name]]
     raise ValueError(f"no volume found: {root} holds no NIfTI file or DICOM series that fits {', '.join(patterns)}.")
 
 
-def _glob_images(root: Path, patterns: Iterable[str]) -> list[Path]:
-    found = {root / name for pattern in patterns for name in glob_paths(pattern, root_dir=root, recursive=True)}
-    unpacked_twins = {path.with_suffix("") for path in found if path.suffix == ".gz"}
-    return sorted(p for p in found - unpacked_twins if _is_image(p) and not NOT_IMAGES.search(stem_of(p)))
+def _walk(root: Path, left_out: str | None) -> Iterator[Path]:
+    """Give the folders and files below `root`, itself first: each real one once, those behind links last.
+
+    A link to a folder above would multiply its cases under other names, which a split takes for other patients.
+    """
+    starts, seen = [root], {left_out} - {os.path.realpath(root)}
+    for start in starts:  # grows
+        for folder, folders, files in os.walk(start, onerror=lambda error: logger.warning("not searched: %s", error)):
+            links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+            visible = sorted(name for name in folders if not name.startswith(".") and name not in links)
+            starts += [Path(folder, name) for name in sorted(links) if not name.startswith(".")]
+            real = os.path.realpath(folder)
+            folders[:] = [] if real in seen else visible
+            here = [] if real in seen else [folder, *(os.path.join(folder, name) for name in files if name[0] != ".")]
+            seen.add(real)
+            yield from map(Path, here)
+
+
+def _images(paths: Iterable[Path], root: Path, patterns: Iterable[str]) -> list[Path]:
+    """Choose the images that fit one of `patterns`; of several names of one file the first that is no link."""
+    wanted = [PurePosixPath(pattern).parts for pattern in patterns]
+    found = [p for p in paths if any(_fits(_lower_ending(p.relative_to(root)).parts, parts) for parts in wanted)]
+    unpacked_twins = {path.with_suffix("") for path in found if path.suffix.lower() == ".gz"}
+    images = [p for p in found if p not in unpacked_twins and _is_image(p) and not NOT_IMAGES.search(stem_of(p))]
+    links_first = sorted(images, key=lambda p: (p.is_symlink(), p), reverse=True)
+    return sorted({os.path.realpath(path): path for path in links_first}.values())
+
+
+def _lower_ending(path: Path) -> Path:
+    return path.with_name(NIFTI.sub(lambda ending: ending[0].lower(), path.name)) if path.name else path
+
+
+def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Tell whether the parts of a path fit those of a pattern, in which `**` stands for any number of folders."""
+    if not pattern or not path:
+        return not path and set(pattern) <= {"**"}
+    if pattern[0] == "**":
+        return _fits(path, pattern[1:]) or _fits(path[1:], pattern)
+    return fnmatchcase(path[0], pattern[0]) and _fits(path[1:], pattern[1:])
 
 
 def _is_image(path: Path) -> bool:
     """Tell whether `path` is a NIfTI file, or a folder that directly holds DICOM files."""
     if path.is_file():
-        return path.name.endswith((".nii", ".nii.gz"))
+        return NIFTI.search(path.name) is not None
     for file in sorted(path.iterdir()) if path.is_dir() else ():
         may_be = file.suffix.lower() in ("", ".dcm", ".ima") or file.suffix[1:].isdigit()
         other = file.name.startswith(".") or file.name == "DICOMDIR" or NOT_IMAGES.search(file.stem)
@@ -81,13 +121,13 @@ def _is_image(path: Path) -> bool:
 
 def _describe(image: Path, layout: str) -> dict:
     """Name a case by the rule of its layout and find its label."""
-    stem = stem_of(image)
+    stem = flat_name(stem_of(image))
     without_modality = re.sub(r"(?<=.)[_-][^_-]+$", "", stem)
     endings = ("_seg.nii.gz", "_seg.nii", "-seg.nii.gz", "-seg.nii")
     labels = [image.with_name(name + ending) for name in (stem, without_modality) for ending in endings]
     item = {"case": stem if layout in ("msd", "volumes") else without_modality, "image": str(image)}
     if layout == "chaos" and image.is_dir():
-        item["case"] = f"chaos_{image.parents[1].name:0>2}"
+        item["case"] = f"chaos_{flat_name(image.parents[1].name):0>2}"
         labels = [image.with_name("Ground")]
     elif layout == "msd":
         item["channel"] = 0  # FLAIR
@@ -104,7 +144,7 @@ def name_apart(cases: list[dict], root: Path) -> list[dict]:
         name = item["case"]
         if counts[name] > 1:
             folders = Path(os.path.relpath(item["image"], root)).parent.parts
-            name = "_".join([*(folder for folder in folders if folder not in ("..", name)), name])
+            name = flat_name("_".join([*(folder for folder in folders if folder not in ("..", name)), name]))
         numbered = (name, *(f"{name}_{i}" for i in range(2, len(cases) + 1)))
         item["case"] = next(unique for unique in numbered if unique not in taken)
         taken.add(item["case"])

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from custom_modules.files import read_json
+from custom_modules.files import flat_name, read_json
 
 SECTIONS = ("training", "validation", "test")
 
@@ -95,7 +95,7 @@ def read_splits(path: str | Path) -> dict[str, str | int]:
     place: dict[str, str | int] = {}
     place_of_patient: dict[str, str | int] = {}
     for where, names in _named_lists(read_json(path)):
-        for name in names:
+        for name in map(flat_name, names):
             first = place_of_patient.setdefault(patient_of(name), where)
             if first != where:
                 raise ValueError(f"{path} puts the patient of {name} in two places: {first} and {where}.")

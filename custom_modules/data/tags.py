@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from custom_modules.data.geometry import UNREADABLE, one_line, read_geometry
-from custom_modules.data.labels import check_label, load_label, target_mask
+from custom_modules.data.labels import load_label, target_mask
+from custom_modules.files import check_name, flat_name
 
 
 def tags_of_label(
@@ -36,7 +37,7 @@ def read_tags(path: str | Path) -> dict[str, dict[int, int]]:
             raise ValueError(f"{path} must start with the header case,slice,label; got {reader.fieldnames}.")
         for row in reader:
             case, index, tag = ((row[key] or "").strip() for key in ("case", "slice", "label"))
-            where = f"{path}, line {reader.line_num} (case {case!r})"
+            case, where = flat_name(case), f"{path}, line {reader.line_num} (case {case!r})"
             if not index.isdecimal():
                 raise ValueError(f"{where}: slice must be a whole number from 0; got {index!r}.")
             if tag not in ("0", "1"):
@@ -64,10 +65,10 @@ def tag_cases(
     for item in tqdm(cases, desc="reading cases", unit="case", leave=False, disable=None):
         case, label = item["case"], None
         try:
+            check_name(case)
             n_slices = read_geometry(item["image"], item.get("channel"))[0][rule.get("slice_axis", 2)]
             if tags is None and "label" in item:
                 label = load_label(item["label"], item["image"])
-                check_label(item, label.shape)
         except UNREADABLE as error:
             skipped[case] = one_line(error)
             continue

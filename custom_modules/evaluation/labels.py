@@ -13,19 +13,17 @@ from custom_modules.evaluation.metrics import Row
 
 
 class LoadLabeld(Transform):
-    """Adds the label values `label` (1, H, W, D) of the file or PNG folder in `label_file`, in the stored order.
+    """Adds the label values `label` (1, H, W, D) of the file or PNG folder in `label_file`, on the grid of the image.
 
     It comes after inference, when `pred` is back on the native grid, and takes the affine from there.
 
     Raises:
-        ValueError: the label's shape differs from the image's.
+        ValueError: the label does not fit the image (`load_label`).
     """
 
     def __call__(self, data: Row) -> dict[str, Any]:
-        label, pred = torch.as_tensor(load_label(data["label_file"], data["image_file"]))[None], data["pred"]
-        if label.shape != pred.shape:
-            raise ValueError(
-                f"the label's shape {tuple(label.shape[1:])} differs from the image's {tuple(pred.shape[1:])}: "
-                f"{data['label_file']}."
-            )
-        return {**data, "label": MetaTensor(label, affine=pred.affine)}
+        try:
+            label = torch.as_tensor(load_label(data["label_file"], data["image_file"]))[None]
+        except ValueError as error:
+            raise ValueError(f"{error} ({data['label_file']})") from None
+        return {**data, "label": MetaTensor(label, affine=data["pred"].affine)}

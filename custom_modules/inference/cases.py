@@ -9,7 +9,7 @@ import ignite.distributed as idist
 from monai.data import Dataset, DistributedSampler
 
 from custom_modules.data.dicom import OUTPUT_FORMATS, check_source
-from custom_modules.files import stem_of
+from custom_modules.files import NIFTI, check_name, flat_name, stem_of
 
 DONE, ERROR = "done", "error"
 
@@ -25,8 +25,9 @@ class CaseDataset(Dataset):
     """MONAI's `Dataset`, but a case that cannot be read is an item {"case", "error"} instead of an exception.
 
     Args:
-        data: cases {"case", "image", ...}. Each gets "stem", the name of its results: the image's file name without its
-            ending, or the case's name for a DICOM series and wherever two stems would collide.
+        data: cases {"case", "image", ...}; one with an "error" becomes such an item. Each gets "stem", the name of its
+            results: the image's file name without its ending, or the case's name for a DICOM series and wherever two
+            stems would collide.
         transform: MONAI transforms of one case.
         records: handlers that write results; a case for which all of them say `is_done(case)` is not prepared, but an
             item {"case", "stem", "done"}.
@@ -54,6 +55,9 @@ class CaseDataset(Dataset):
     def _transform(self, index: int) -> dict:
         case = self.data[index]
         try:
+            check_name(case["stem"])
+            if ERROR in case:
+                raise ValueError(case[ERROR])
             if self.records and all(record.is_done(case) for record in self.records):
                 return {"case": case["case"], "stem": case["stem"], DONE: True}
             check_source(case, self.output_format)
@@ -63,12 +67,12 @@ class CaseDataset(Dataset):
 
 
 def _unique_stems(cases: Sequence[Mapping]) -> list[str]:
-    is_file = [case["image"].endswith((".nii", ".nii.gz")) for case in cases]
-    stems = [stem_of(case["image"]) if file else case["case"] for case, file in zip(cases, is_file)]
-    counts, names = Counter(stems), {case["case"] for case in cases}
+    names = [flat_name(case["case"]) for case in cases]
+    files = [case["image"] if NIFTI.search(case["image"]) else None for case in cases]
+    stems = [flat_name(stem_of(file)) if file else name for file, name in zip(files, names)]
+    counts = Counter(stems)
     return [  # another case may fall back on its name
-        stem if counts[stem] == 1 and (stem == case["case"] or stem not in names) else case["case"]
-        for case, stem in zip(cases, stems)
+        stem if counts[stem] == 1 and (stem == name or stem not in names) else name for name, stem in zip(names, stems)
     ]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import ignite.distributed as idist
 import monai
 import torch
 from ignite.engine import Engine, Events
@@ -15,7 +16,15 @@ from monai.bundle.utils import ID_SEP_KEY
 from monai.engines.utils import IterationEvents
 
 from custom_modules import __version__
-from custom_modules.files import read_json_or_empty, remove_partial, result_file, sha256, write_json
+from custom_modules.files import (
+    lock_folder,
+    read_json_or_empty,
+    remove_partial,
+    result_file,
+    sha256,
+    unlock_folder,
+    write_json,
+)
 from custom_modules.inference.evaluator import one_case
 
 VOLUMES, UNCERTAINTY, SEGMENTATION = ["mask.nii.gz", "saliency.nii.gz"], "uncertainty.nii.gz", "seg.dcm"
@@ -38,7 +47,7 @@ class Provenance:
     """Writes `<output_dir>/<stem>/<stem>_provenance.json` beside each result, last: how it was made.
 
     A later run reads it to know what is already done (`is_done`). So it is removed before a result is replaced: a
-    process that is killed in between leaves no record of other files.
+    process that is killed in between leaves no record of other files. Of two runs at once, the second is refused.
 
     Args:
         output_dir: folder of the results.
@@ -69,19 +78,37 @@ class Provenance:
         self.volumes += [UNCERTAINTY] if self.settings.get("uncertainty") else []
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._lock)
+        engine.add_event_handler(Events.COMPLETED, lambda: unlock_folder(self.output_dir))
         engine.add_event_handler(Events.STARTED, lambda: self._weights)  # once, before the loader's workers are forked
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._remove_outdated)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
+    def _lock(self, engine: Engine) -> None:
+        """Locks the folder of the results; the first process does, and all end where it cannot."""
+        refused = ""
+        if idist.get_rank() == 0:
+            try:
+                lock_folder(self.output_dir)
+            except (RuntimeError, OSError) as error:
+                refused = str(error)
+        if told := "".join(idist.all_gather(refused)):
+            raise RuntimeError(told)
+
     def is_done(self, case: Mapping) -> bool:
-        """Says whether the result of `case` exists, is whole, and was made by this version from the same `_origin`."""
+        """Says whether the result of `case` is as written, and was made by this version from the same `_origin`."""
         facts = read_json_or_empty(self._file(case["stem"]))
-        whole = all(self._file(case["stem"], volume).is_file() for volume in self.volumes)
+        outputs = self._outputs(case["stem"])
+        whole = None not in outputs.values() and facts.get("outputs_sha256") == outputs
         version = facts.get("versions", {}).get("custom_modules")
         return whole and version == __version__ and facts.items() >= self._origin(case).items()
 
     def _file(self, stem: str, ending: str = "provenance.json") -> Path:
         return result_file(self.output_dir, stem, ending)
+
+    def _outputs(self, stem: str) -> dict[str, str | None]:
+        files = {volume: self._file(stem, volume) for volume in self.volumes}
+        return {volume: sha256(file) if file.is_file() else None for volume, file in files.items()}
 
     @cached_property
     def _weights(self) -> dict[str, str | None]:
@@ -120,6 +147,7 @@ class Provenance:
             "seconds_per_slice": item["seconds_per_slice"],
             "versions": VERSIONS,
             **self._origin(case),
+            "outputs_sha256": self._outputs(item["stem"]),
         }
         if "expected_dice" in item:
             facts["expected_dice"] = item["expected_dice"]

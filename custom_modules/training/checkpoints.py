@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import EMAHandler
-from monai.handlers import CheckpointLoader, CheckpointSaver
+from ignite.handlers import Checkpoint, EMAHandler
+from ignite.handlers.checkpoint import BaseSaveHandler
+from monai.handlers import CheckpointLoader
 from torch import nn
 
-from custom_modules.files import atomic_path
+from custom_modules.files import atomic_path, is_whole, lock_folder, unlock_folder
 from custom_modules.networks.weights import training_cases, training_list
+
+logger = logging.getLogger(__name__)
 
 
 class AveragedWeights:
@@ -72,10 +76,12 @@ def ema_handler(network: nn.Module, decay: float) -> EMAHandler:
 class ResumableRun:
     """Writes after every epoch all that a run needs to continue, and continues from the newest such file.
 
-    MONAI's `CheckpointSaver` and `CheckpointLoader` get `save_dict` and the trainer itself (epoch, iteration). The
-    files are `checkpoint_epoch=N.pt` in `save_dir`; the first process writes them and keeps the newest two.
+    Ignite's `Checkpoint` and MONAI's `CheckpointLoader` get `save_dict` and the trainer itself (epoch, iteration). The
+    files are `checkpoint_epoch=N.pt` in `save_dir`; the first process writes them and keeps the newest two. A file that
+    is cut short, as a full disk or a copy may leave it, is named in the log, and the one before is taken.
 
     Raises:
+        RuntimeError: on attaching, another run is writing to `save_dir`.
         ValueError: on attaching, the processes of a run see different checkpoints.
     """
 
@@ -85,6 +91,8 @@ class ResumableRun:
     def attach(self, engine: Engine) -> None:
         everything = {**self.save_dict, "trainer": engine}
         found = sorted(Path(self.save_dir).glob("checkpoint_epoch=*.pt"), key=lambda p: int(p.stem.rpartition("=")[2]))
+        while found and not is_whole(found[-1]):
+            logger.warning("%s is broken (cut short?) and skipped; the run continues from the one before.", found.pop())
         if len(seen := set(idist.all_gather(found[-1].name if found else "none"))) > 1:
             raise ValueError(
                 f"the processes see different newest checkpoints in {self.save_dir}: {sorted(seen)}. ckpt_dir must be "
@@ -93,6 +101,32 @@ class ResumableRun:
         if found:
             CheckpointLoader(str(found[-1]), everything, map_location=self.map_location).attach(engine)
         if engine.state.rank == 0:
+            lock_folder(self.save_dir)
+            engine.add_event_handler(Events.COMPLETED, lambda: unlock_folder(self.save_dir))
             for superseded in found[:-2]:  # the saver below does not know the files of earlier processes
                 superseded.unlink()
-        CheckpointSaver(self.save_dir, everything, file_prefix="", save_interval=1, n_saved=2).attach(engine)
+        saver = Checkpoint(
+            everything,
+            WholeFiles(self.save_dir),
+            filename_prefix="",
+            score_function=lambda engine: engine.state.epoch,
+            score_name="epoch",
+            n_saved=2,
+        )
+        engine.add_event_handler(Events.EPOCH_COMPLETED, saver)
+
+
+class WholeFiles(BaseSaveHandler):
+    """Writes checkpoints whole or not at all, by the first process; MONAI's `CheckpointSaver` writes in place."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def __call__(self, checkpoint: Mapping, filename: str, metadata: Mapping | None = None) -> None:
+        if idist.get_rank() == 0:
+            with atomic_path(self.folder / filename) as aside, open(aside, "wb") as file:
+                torch.save(checkpoint, file)
+
+    def remove(self, filename: str) -> None:
+        if idist.get_rank() == 0:
+            (self.folder / filename).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
@@ -16,7 +17,10 @@ from tqdm import tqdm
 
 from custom_modules.data.annotation import tagged_cases
 from custom_modules.data.tag_volume import tags_of_volume
+from custom_modules.files import atomic_path, is_whole
+from custom_modules.inference.cases import reason
 
+logger = logging.getLogger(__name__)
 MAX_RATIO = 8.0  # so that a few slices do not make up the loss
 
 
@@ -104,15 +108,11 @@ class SliceDataset(Dataset):
 
 
 def _prepare(cases: list[dict], preprocessing: Compose, cache_dir: str | None, num_workers: int) -> list[dict]:
-    """Reads, prepares and packs all cases; several processes fill a common cache together, and then all read it.
-
-    Raises:
-        ValueError: a file of the cache is broken.
-    """
+    """Reads, prepares and packs all cases; several processes fill a common cache together, and then all read it."""
     # Flat, because PersistentDataset takes a nested Compose for random and would cache nothing; a copy, because a
     # reader remembers the file it read last, which would enter the key of the next data set.
     prepare = deepcopy(Compose([preprocessing, PackSlices()]).flatten())
-    volumes = PersistentDataset(cases, prepare, cache_dir, hash_transform=pickle_hashing)
+    volumes = PreparedVolumes(cases, prepare, cache_dir, hash_transform=pickle_hashing)
 
     def read(indices: Sequence[int], quiet: bool = False) -> list[dict]:
         loader = DataLoader(volumes, batch_size=None, sampler=indices, num_workers=num_workers)
@@ -123,15 +123,34 @@ def _prepare(cases: list[dict], preprocessing: Compose, cache_dir: str | None, n
     if shared:
         read(everything[idist.get_rank() :: idist.get_world_size()])  # `rank_share` may give one file to two processes
         idist.barrier()
-    try:
-        return read(everything, quiet=shared)
-    except RuntimeError as error:
-        if "PytorchStreamReader" not in str(error):
-            raise
-        raise ValueError(
-            f"a prepared volume in cache_dir {cache_dir} is broken (was a run killed while it wrote it?); remove that "
-            f"folder, and the next run prepares the volumes again. {error}"
-        ) from error
+    return read(everything, quiet=shared)
+
+
+class PreparedVolumes(PersistentDataset):
+    """MONAI's `PersistentDataset`, whose files are whole or absent; one that broke later is named and made again.
+
+    Raises:
+        ValueError: a case cannot be prepared; the message names it.
+    """
+
+    def _cachecheck(self, item_transformed: Mapping) -> dict:
+        if self.cache_dir is None:
+            return self._prepared(item_transformed)
+        file = self.cache_dir / f"{self.hash_func(item_transformed).decode()}{self.transform_hash}.pt"
+        if file.is_file():
+            if is_whole(file):
+                return torch.load(file, weights_only=True)
+            logger.warning("%s, the cache of case %s, is broken and made again.", file, item_transformed.get("case"))
+        prepared = self._prepared(item_transformed)
+        with atomic_path(file) as aside, open(aside, "wb") as stream:
+            torch.save(prepared, stream)
+        return prepared
+
+    def _prepared(self, case: Mapping) -> dict:
+        try:
+            return self._pre_transform(deepcopy(case))
+        except Exception as error:  # whatever a file may hold
+            raise ValueError(f"case {case['case']!r} cannot be prepared: {reason(error)} ({case['image']})") from error
 
 
 def position_weights(tags: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:

@@ -28,7 +28,7 @@ class LoadMaskd(Transform):
     adds `label`, the same shape, float32, 0 or 1.
 
     Raises:
-        ValueError: the label's shape differs from that of the stored image.
+        ValueError: the label does not fit the stored image.
     """
 
     def __init__(self, target_labels: Sequence[int] | None = None) -> None:
@@ -37,10 +37,11 @@ class LoadMaskd(Transform):
 
     def __call__(self, data: Mapping) -> dict:
         out = dict(data)
-        shape, affine = read_geometry(out["image_file"], out.get("channel"))
-        label = load_label(out["label_file"], out["image_file"])
-        if label.shape != shape:
-            raise ValueError(f"the label's shape {label.shape} differs from the image's {shape}: {out['case']!r}.")
+        _, affine = read_geometry(out["image_file"], out.get("channel"))
+        try:
+            label = load_label(out["label_file"], out["image_file"])
+        except ValueError as error:
+            raise ValueError(f"case {out['case']!r}: {error} ({out['label_file']})") from error
         target = torch.as_tensor(target_mask(label, self.target_labels)[None], dtype=torch.float32)
         out["label"] = self.onto_image(MetaTensor(target, affine=torch.as_tensor(affine)), out["image"])
         return out

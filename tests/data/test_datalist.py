@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 
 from custom_modules.data.datalist import check_cases, labelled_cases, load_cases
+from custom_modules.data.splits import read_splits
+from custom_modules.data.tags import read_tags, tag_cases
+from custom_modules.inference.cases import CaseDataset
+from tests.helpers.series import save_series
 from tests.helpers.volumes import SHAPE, brats_case, build, mask_of, named, save_volume
 
 
@@ -51,6 +55,27 @@ def test_load_cases_reads_plain_decathlon_lists_and_names_them_apart(dataset):
     assert named(load_cases(dataset / "plain.json", dataset)) == ["A_scan", "B_scan"]
 
 
+def test_names_are_one_component_of_a_path_and_agree_between_datalist_tags_and_splits(dataset, tmp_path):
+    for site in "AB":
+        save_volume(dataset / site / "p1.nii.gz")
+    cases = [{"case": f"site{site}/p1", "image": f"{site}/p1.nii.gz"} for site in "AB"]
+    numbered = {"case": 7, "image": "p0/p0_flair.nii.gz"}
+    (dataset / "own.json").write_text(json.dumps({"test": [*cases, numbered]}))
+    assert named(load_cases(dataset / "own.json", dataset)) == ["siteA_p1", "siteB_p1", "7"]
+    (tmp_path / "tags.csv").write_text("case,slice,label\nsiteA/p1,2,1\n")
+    assert read_tags(tmp_path / "tags.csv") == {"siteA_p1": {2: 1}}
+    (tmp_path / "splits.json").write_text(json.dumps({"training": ["siteA/p1"], "test": [7]}))
+    assert read_splits(tmp_path / "splits.json") == {"siteA_p1": "training", "7": "test"}
+
+
+def test_a_name_that_is_not_safe_is_a_problem_of_its_case(dataset):
+    (dataset / "own.json").write_text(json.dumps({"test": [{"case": "a\nb", "image": "p0/p0_flair.nii.gz"}]}))
+    cases = load_cases(dataset / "own.json", dataset)
+    with pytest.raises(ValueError, match="the name 'a.+b' of a case must not hold"):
+        check_cases(cases, require_labels=False)
+    assert tag_cases(cases)[1].keys() == {"a\nb"}
+
+
 def test_load_cases_errors_name_the_fault_and_the_remedy(dataset, tmp_path):
     path = tmp_path / "other.json"
     with pytest.raises(FileNotFoundError, match="dataset_dir .*nowhere does not exist"):
@@ -78,13 +103,45 @@ def test_labelled_cases_bring_their_own_tags_or_those_of_the_label(dataset):
     (dataset / "datalist.json").unlink()
     save_volume(dataset / "p1/p1_seg.nii.gz", mask_of([0, 1]))  # does not fit
     (dataset / "p2/p2_seg.nii.gz").unlink()
-    (item,) = labelled_cases(None, dataset)
+    item, odd = labelled_cases(None, dataset)
     assert item["case"] == "p0" and item["slice_labels"] == [0, 1, 1, 0, 0]
+    assert odd["case"] == "p1" and "the label's shape (4, 3, 2) differs" in odd["error"]
     assert labelled_cases(None, dataset, target_labels=[2])[0]["slice_labels"] == [0] * 5
     (dataset / "p0/p0_seg.nii.gz").unlink()
     (dataset / "p1/p1_seg.nii.gz").unlink()
     with pytest.raises(ValueError, match="none of the 3 cases .* has a label to be compared with"):
         labelled_cases(None, dataset)
+
+
+def test_a_case_whose_image_or_label_is_gone_is_named(dataset):
+    for gone in ("p0/p0_seg.nii.gz", "p1/p1_flair.nii.gz"):
+        (dataset / gone).unlink()
+    cases = labelled_cases(None, dataset, ["training", "validation", "test"])
+    errors = {case["case"]: case["error"] for case in cases if "error" in case}
+    assert sorted(named(cases)) == ["p0", "p1", "p2"] and errors.keys() == {"p0", "p1"}
+    assert "p0_seg.nii.gz does not exist" in errors["p0"] and "p1_flair.nii.gz does not exist" in errors["p1"]
+    lost = [item for item in CaseDataset(cases, None) if "error" in item]
+    assert sorted(named(lost)) == ["p0", "p1"] and all("does not exist" in item["error"] for item in lost)
+    with pytest.raises(ValueError, match="2 problem"):
+        check_cases(cases)
+    assert named(labelled_cases(None, dataset, ["training", "validation", "test"], allow_empty=True)) == ["p2"]
+
+
+def test_results_are_no_input(dataset):
+    (dataset / "datalist.json").unlink()
+    save_volume(dataset / "p0/p0_flair_uncertainty.nii.gz")
+    save_volume(dataset / "output/x/x_flair.nii.gz")
+    save_volume(dataset / "q.nii.gz")
+    found = load_cases(None, dataset, discover=True, output_dir=dataset / "output")
+    assert named(found) == ["p0", "p1", "p2"]
+    assert "x" in named(load_cases(None, dataset, discover=True, output_dir=dataset))  # all would be left out
+
+
+def test_no_result_is_written_among_the_files_of_a_series(tmp_path):
+    save_series(tmp_path / "p1", np.ones((4, 3, 2)))
+    (inside,) = load_cases(None, tmp_path, discover=True, output_dir=tmp_path)
+    assert "among the files of its DICOM series" in inside["error"]
+    assert "error" not in load_cases(None, tmp_path, discover=True, output_dir=tmp_path / "out")[0]
 
 
 def test_check_cases_counts_and_needs_no_mask(dataset):

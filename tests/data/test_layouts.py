@@ -1,5 +1,7 @@
 """Layouts: the cases of each data set are found on disk, and named apart. Volumes of a few voxels."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -76,3 +78,40 @@ def test_find_cases_errors(tmp_path):
         find_cases(tmp_path, "bids")
     with pytest.raises(ValueError, match="no volume found"):
         find_cases(tmp_path)
+
+
+def test_links_lead_to_each_volume_once(tmp_path):
+    root = tmp_path / "data"
+    save_volume(root / "p1/s/z.nii.gz")
+    save_volume(tmp_path / "elsewhere/far.nii.gz")
+    (root / "p1/up").symlink_to("..")
+    (root / "p1/s/up").symlink_to("..")  # two loops: without end
+    (root / "a_copy").symlink_to("p1")
+    (root / "p1/a.nii.gz").symlink_to("s/z.nii.gz")
+    (root / "p1/gone.nii.gz").symlink_to("nowhere.nii.gz")
+    (root / "p1/far").symlink_to(tmp_path / "elsewhere")
+    assert [item["image"] for item in find_cases(root)] == [f"{root}/p1/far/far.nii.gz", f"{root}/p1/s/z.nii.gz"]
+    (tmp_path / "link").symlink_to(root)
+    assert named(find_cases(tmp_path / "link", glob="*/*/*.nii.gz")) == ["far", "z"]
+
+
+def test_endings_in_any_case_are_read(tmp_path):
+    for name in ("A.NII.GZ", "b_FLAIR.Nii", "c_flair.NII.gz"):
+        save_volume(tmp_path / name)
+    assert named(find_cases(tmp_path, "volumes")) == ["A", "b_FLAIR", "c_flair"]
+    assert named(find_cases(tmp_path)) == ["c"]
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_the_others_are_searched(tmp_path, caplog, monkeypatch):
+    save_volume(tmp_path / "a.nii.gz")
+    (tmp_path / "lost+found").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if "lost" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert named(find_cases(tmp_path, glob="**/*.nii.gz")) == ["a"]
+    assert "not searched" in caplog.text and "lost+found" in caplog.text

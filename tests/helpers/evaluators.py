@@ -11,6 +11,7 @@ from monai.data import DataLoader
 from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImaged, Orientationd
 from torch import nn
 
+from custom_modules.data.reader import VolumeReader
 from custom_modules.data.tag_volume import TagVolumed
 from custom_modules.inference.cases import CaseDataset
 from custom_modules.inference.checks import CheckVolumed
@@ -20,7 +21,7 @@ from tests.helpers.bundles import save_nifti
 
 PREPROCESSING = Compose(
     [
-        LoadImaged("image"),
+        LoadImaged("image", reader=VolumeReader),
         EnsureChannelFirstd("image"),
         EnsureTyped("image", dtype=torch.float32),
         CheckVolumed("image"),

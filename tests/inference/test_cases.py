@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from monai.transforms import Compose, EnsureTyped
@@ -59,6 +61,14 @@ def test_colliding_stems_give_way_to_the_case():
 def test_a_stem_never_takes_the_name_of_another_case():
     assert stems(("a", "/x/b.nii.gz"), ("b", "/y/DICOM_anon")) == ["a", "b"]
     assert stems(("b", "/x/b.nii.gz"), ("a", "/y/DICOM_anon")) == ["b", "a"]
+
+
+def test_a_stem_is_one_component_of_a_path_whoever_named_the_case(tmp_path):
+    assert stems(("A/p1", "/A/p1.nii.gz"), ("B/p1", "/B/p1.NII.GZ")) == ["A_p1", "B_p1"]
+    assert stems(("a", "/A/p1.nii"), ("a b", os.fsdecode(b"/A/\xff.nii"))) == ["p1", "_udcff"]
+    good = save_nifti(np.arange(8, dtype=np.float32).reshape(2, 2, 2), tmp_path / "good\n.nii.gz")
+    (item,) = CaseDataset([{"case": "p1", "image": str(good)}], PREPROCESSING)
+    assert item["case"] == "p1" and r"the name 'good\n' of a case must not hold '\n'" in item["error"]
 
 
 def test_dataset_items(tmp_path):

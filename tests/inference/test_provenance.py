@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import monai
@@ -26,6 +28,15 @@ ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # SHA-
 @pytest.fixture
 def cases(tmp_path) -> list[dict]:
     return save_cases(tmp_path)
+
+
+def write_volumes(tmp_path) -> list[Path]:
+    """The volumes of the case "fine", each with its name in it; inference would have written them."""
+    files = [tmp_path / "out" / "fine" / f"fine_{volume}.nii.gz" for volume in ("mask", "saliency")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(file.name.split("_")[1].split(".")[0])
+    return files
 
 
 def test_provenance_tells_how_a_result_came_to_be(cases, tmp_path):
@@ -53,6 +64,7 @@ def test_provenance_tells_how_a_result_came_to_be(cases, tmp_path):
         "image_sha256": hashlib.sha256(Path(cases[2]["image"]).read_bytes()).hexdigest(),
         "channel": None,
         "slice_labels": [1, 0, 1],
+        "outputs_sha256": {"mask.nii.gz": None, "saliency.nii.gz": None},  # nothing here writes them
         "versions": {
             "custom_modules": custom_modules.__version__,
             "monai": monai.__version__,
@@ -68,8 +80,14 @@ def test_a_result_counts_once_it_is_whole(cases, tmp_path):
     assert not provenance.is_done(case)
     evaluator(cases[2:], handlers=[provenance]).run()
     assert not provenance.is_done(case), "its volumes are not there"
-    for volume in ("mask", "saliency"):
-        (tmp_path / "out" / "fine" / f"fine_{volume}.nii.gz").touch()
+    mask, saliency = write_volumes(tmp_path)
+    assert not provenance.is_done(case), "they are not those of the record"
+    evaluator(cases[2:], handlers=[provenance]).run()
+    assert provenance.is_done(case)
+    mask.write_text("saliency")
+    saliency.write_text("mask")
+    assert not provenance.is_done(case), "swapped"
+    write_volumes(tmp_path)
     assert provenance.is_done(case)
     assert not Provenance(str(tmp_path / "out"), None, {"blur": 2}).is_done(case)
     assert not Provenance(str(tmp_path / "out"), None, {"blur": 3}, cases[0]["image"]).is_done(case), "another gate"
@@ -112,11 +130,10 @@ def test_overrides_and_the_first_config_count_and_overlays_do_not(cases, tmp_pat
         return Provenance(str(tmp_path / "out"), None, {}, command=command_line([program, "run", *words]))
 
     first = ["--config_file", str(inference), "--methods#cdm#tau", "0.5", "--batch_size", "4"]
+    write_volumes(tmp_path)
     evaluator(cases[2:3], handlers=[provenance(*first)]).run()
     facts = json.loads((tmp_path / "out" / "fine" / "fine_provenance.json").read_text())
     assert facts["overrides"] == {"methods#cdm#tau": "0.5"} and facts["config_sha256"] == ABC
-    for volume in ("mask", "saliency"):
-        (tmp_path / "out" / "fine" / f"fine_{volume}.nii.gz").touch()
     case = CaseDataset(cases, PREPROCESSING).data[2]
     files = f"['{inference}','{overlay}']"
     assert provenance(*first).is_done(case)
@@ -126,3 +143,26 @@ def test_overrides_and_the_first_config_count_and_overlays_do_not(cases, tmp_pat
     assert not provenance(*first, "--preprocessing#transforms#8#upper", "99").is_done(case)
     inference.write_text("edited")
     assert not provenance(*first).is_done(case)
+
+
+def test_a_second_run_in_one_folder_is_refused_until_the_first_ends(cases, tmp_path):
+    first = start_locked(tmp_path / "out")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="another process is writing to .*out; wait for it"):
+            evaluator(cases[2:3], handlers=[Provenance(str(tmp_path / "out"), None, {})]).run()
+    first.kill()
+    first.wait()
+    for _ in range(2):
+        evaluator(cases[2:3], handlers=[Provenance(str(tmp_path / "out"), None, {})]).run()
+
+
+def start_locked(folder: Path) -> subprocess.Popen:
+    """A process that holds the lock of `folder`, and has a child that outlives it."""
+    code = (
+        "import os, sys, time; from custom_modules.files import lock_folder; lock_folder(sys.argv[1])\n"
+        "if os.fork() == 0: time.sleep(5); os._exit(0)\n"
+        "print('locked', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "locked\n"
+    return process

@@ -1,5 +1,7 @@
 """Checkpoints: a run continues as if never stopped, and leaves averaged weights and the list of their cases behind."""
 
+import errno
+import os
 from types import SimpleNamespace
 
 import ignite.distributed as idist
@@ -11,6 +13,7 @@ from monai.handlers import LrScheduleHandler
 from monai.transforms import Compose, RandFlipd
 
 from custom_modules.diffusion import Diffusion
+from custom_modules.files import is_whole
 from custom_modules.networks.weights import load_weights, training_cases, training_list
 from custom_modules.training.checkpoints import AveragedWeights, ResumableRun, ema_handler
 from custom_modules.training.handlers import ClipGradients, EpochSeed, TagMetrics
@@ -97,6 +100,28 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(straight, tmp_path):
     assert_same(network, straight[1])
     assert_same(averaged, straight[2])
     assert any(not torch.equal(network[name], averaged[name]) for name in network)
+
+
+@pytest.mark.parametrize("left", [0, 0.7])
+def test_a_broken_newest_checkpoint_is_named_and_the_one_before_taken(straight, tmp_path, caplog, left):
+    train(tmp_path, max_epochs=3)
+    newest = tmp_path / "checkpoint_epoch=3.pt"
+    os.truncate(newest, int(left * newest.stat().st_size))
+    assert_same(train(tmp_path, max_epochs=4)[0], straight[1])
+    assert "checkpoint_epoch=3.pt is broken" in caplog.text and is_whole(newest)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(straight, tmp_path, monkeypatch):
+    train(tmp_path, max_epochs=2)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os, "fsync", full)
+        train(tmp_path, max_epochs=4)
+    assert not list(tmp_path.glob(".partial*"))
+    assert_same(train(tmp_path, max_epochs=4)[0], straight[1])
 
 
 def test_worker_processes_change_nothing(straight, tmp_path):

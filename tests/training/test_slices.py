@@ -17,6 +17,7 @@ from monai.transforms import (
 )
 
 from custom_modules.data.tag_volume import TagVolumed
+from custom_modules.files import is_whole
 from custom_modules.training.slices import MAX_RATIO, SliceDataset, position_weights
 from tests.helpers.volumes import save_volume
 
@@ -87,12 +88,18 @@ def test_the_cache_key_holds_every_setting_and_the_tags(cases, tmp_path):
     assert retagged.tags.tolist() == [1, 0, 0] and CountingLoad.loaded == 5
 
 
-def test_a_broken_file_of_the_cache_is_named(cases, tmp_path):
-    SliceDataset(cases, preprocessing(), cache_dir=tmp_path)
+@pytest.mark.parametrize("damage", ["empty", "cut", "bit"])
+def test_a_broken_file_of_the_cache_is_named_and_made_again(cases, tmp_path, caplog, damage):
+    first = SliceDataset(cases, preprocessing(), cache_dir=tmp_path)
     file = next(tmp_path.glob("*.pt"))
-    file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(ValueError, match="cache_dir .* is broken .* remove that folder"):
-        SliceDataset(cases, preprocessing(), cache_dir=tmp_path)
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :]
+    file.write_bytes({"empty": b"", "cut": whole[:middle], "bit": flipped}[damage])
+    again = SliceDataset(cases, preprocessing(), cache_dir=tmp_path)
+    assert file.name in caplog.text and "is broken and made again" in caplog.text
+    assert torch.equal(first.images, again.images) and CountingLoad.loaded == 3 and is_whole(file)
+    assert len(list(tmp_path.glob("*.pt"))) == 2 and not list(tmp_path.glob(".partial*"))
 
 
 def test_balanced_weights_draw_both_tags_equally(cases):
