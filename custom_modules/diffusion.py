@@ -25,7 +25,7 @@ SCHEDULE = {"schedule": "linear_beta", "beta_start": 1e-4, "beta_end": 0.02}  # 
 
 
 class Diffusion(nn.Module):
-    """Schedule, noising and DDIM step of the paper's diffusion process; no learned parameter."""
+    """Holds schedule, noising and DDIM step of the paper's diffusion process; no learned parameter."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -87,7 +87,7 @@ def otsu(values: Tensor) -> Tensor:
         return low
     edges = low + torch.arange(257, dtype=values.dtype, device=values.device) * ((high - low) / 256)
     edges[256] = high
-    bins = (torch.bucketize(values, edges, right=True) - 1).clamp(0, 255)
+    bins = (torch.bucketize(values.contiguous(), edges, right=True) - 1).clamp(0, 255)
     counts = torch.bincount(bins, minlength=256).double()
     centres = (edges[:-1] + edges[1:]) / 2
     moments = counts * centres.double()

@@ -27,7 +27,7 @@ from custom_modules.networks.precision import autocast
 
 
 class CDM:
-    """Algorithm 1 on a batch of slices, averaged over noise levels and noise draws. The defaults are the paper's.
+    """Runs Algorithm 1 on a batch of slices, averaged over noise levels and noise draws. The defaults are the paper's.
 
     Args:
         diffusion: the schedule.

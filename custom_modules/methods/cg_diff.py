@@ -30,7 +30,7 @@ from custom_modules.networks.precision import autocast
 
 
 class CGDiff:
-    """Wolleb's Algorithm 1 on a batch of slices; deterministic.
+    """Runs Wolleb's Algorithm 1 on a batch of slices; deterministic.
 
     Args:
         diffusion: the schedule.

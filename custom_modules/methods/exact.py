@@ -29,7 +29,7 @@ from custom_modules.methods.guidance import Denoiser, classifier_gradient
 
 
 class ExactCDM(CDM):
-    """`CDM` with the derivative in place of the difference; tau only weighs the guidance.
+    """Runs `CDM` with the derivative in place of the difference; tau only weighs the guidance.
 
     The arguments are those of `CDM`. No near numbers are subtracted, so bf16 is safe at every tau.
     """

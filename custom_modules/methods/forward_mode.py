@@ -22,7 +22,7 @@ ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
 
 
 class Dual(torch.Tensor):
-    """A value with its first-order change: `primal` and `tangent`, of the same shape.
+    """Holds a value and its first-order change: `primal` and `tangent`, of the same shape.
 
     Under autocast the two may be of different floating types.
     """

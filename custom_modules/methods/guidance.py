@@ -25,7 +25,7 @@ Denoiser = Callable[[Sequence[torch.Tensor], int], Sequence[torch.Tensor]]
 
 
 class ConditionalDenoiser:
-    """The prediction f(x_t, t, y) of trajectories with a condition each, computed as one batch.
+    """Predicts the noise, f(x_t, t, y), of trajectories with a condition each, as one batch.
 
     Args:
         network: f.

@@ -39,7 +39,7 @@ class SegmentationStep(nn.Module):
 
 
 class Student:
-    """The label-only segmenter, which learned from maps and tags; it is part of the network.
+    """Maps by the label-only segmenter, which learned from maps and tags; it is part of the network.
 
     Args:
         amp: bf16 where the hardware has it.
@@ -59,7 +59,7 @@ class Student:
 
 
 class UpperBound:
-    """The upper bound: a U-Net that was TRAINED ON MASKS.
+    """Maps by a U-Net that was TRAINED ON MASKS: the upper bound.
 
     Args:
         network: the U-Net, one channel in and one out.

@@ -23,7 +23,7 @@ class SoftEmbedding(nn.Embedding):
 
 
 class ConditionalUNet(DiffusionModelUNet):
-    """The noise prediction f(x_t, t, y): MONAI's diffusion U-Net with two classes that may be mixed.
+    """Predicts the noise, f(x_t, t, y): MONAI's diffusion U-Net with two classes that may be mixed.
 
     With `patch_size` p the slice enters and leaves as p p sub-images of H / p x W / p (space to depth). At the noise
     levels that matter here the finest scale holds almost no signal, and the network becomes two to three times as fast

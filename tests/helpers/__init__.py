@@ -1,1 +1,0 @@
-"""What several tests share: tiny networks, volumes of a few voxels, runs of a bundle."""
