@@ -2,7 +2,8 @@
 
     OUT/shifts.json              what all measurements share
     OUT/cases/<case>.json        {change: volume Dice, or why it failed}, written after each change
-    OUT/shifts.csv, shifts.md    (and results.json) a row a change: mean, its difference to the unchanged volumes, the worst case
+    OUT/shifts.csv, shifts.md    a row a change: mean, its difference to the unchanged volumes, the worst case; also as
+                                 results.json
     OUT/shifts.png               Dice against strength
 
 A change that ends in an error counts as Dice 0. What exists is not done again, failures are.
