@@ -43,7 +43,7 @@ def find_filling(y: Tensor) -> tuple[bool, float, float]:
         return True, constant, low - 0.5 * (middle - low)
     (front, back), (top, bottom) = bounds((~void).flatten(1).any(dim=1), 0), bounds((~void).any(dim=0).any(dim=1), 0)
     left, right = bounds((~void).any(dim=0).any(dim=0), 0)
-    whole = float(void[front:back, top:bottom, left:right].double().mean()) < 0.05
+    whole = float(void[front:back, top:bottom, left:right].double().mean()) < 0.01
     return constant < low - (middle - low) and ((constant < 0.0 and low >= 0.0) or whole), constant, low
 
 

@@ -1,4 +1,4 @@
-"""The command: `python -m study benchmark | report | figures ...`."""
+"""The command: `python -m study benchmark | shifts | report | figures ...`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from study.plan import read_knobs, read_plan
 from study.report import write_gallery, write_report
 from study.results import read_results
 from study.runner import Study
+from study.shift_study import run_shifts
 
 BENCHMARK = """
 example:
@@ -25,6 +26,13 @@ example:
 methods.yaml compares every method; ablation.yaml varies Q, R, tau and s one at a time, on validation patients. Where a
 datalist has none (CHAOS), give --section training. Any other --knob value goes to every config that knows it.
 The same command continues what was interrupted.
+"""
+SHIFTS = """
+example:
+  python -m study shifts --bundle bundles/brats_flair --dataset_dir DIR --datalist LIST --section validation \\
+    --output_dir OUT
+
+Any --knob value of inference.yaml may follow. The same command continues what was interrupted.
 """
 REPORT = """
 examples:
@@ -53,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.set_defaults(takes_knobs=False)
     commands = parser.add_subparsers(required=True)
     _add_benchmark(commands)
+    _add_shifts(commands)
     _add_report(commands)
     _add_figures(commands)
     options, rest = parser.parse_known_args(argv)
@@ -77,6 +86,16 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--min_areas", nargs="+", type=float, help=text)
     parser.add_argument("--models_dir", type=Path, help="weights of the folds, from another study's OUT/models")
     parser.set_defaults(run=_benchmark, takes_knobs=True)
+
+
+def _add_shifts(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "shifts", "measure what changes of scanner, protocol or export cost", SHIFTS)
+    parser.add_argument("--bundle", required=True, type=Path, help="its folder, e.g. bundles/brats_flair")
+    parser.add_argument("--dataset_dir", required=True, help="folder that the datalist's paths start from")
+    parser.add_argument("--datalist", required=True)
+    parser.add_argument("--section", default="validation", help="of the datalist (default: validation)")
+    parser.add_argument("--output_dir", required=True, type=Path)
+    parser.set_defaults(run=_shifts, takes_knobs=True)
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
@@ -117,6 +136,12 @@ def _benchmark(options: argparse.Namespace, rest: Sequence[str]) -> None:
     knobs = read_knobs(rest, plan.all_configs())
     where = options.output_dir, options.dataset_dir, options.datalist
     Study(plan, *where, knobs, options.runs, options.models_dir).run()
+
+
+def _shifts(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    knobs = read_knobs(rest, [[str(options.bundle / "configs" / "inference.yaml")]])
+    where = options.bundle, options.dataset_dir, options.datalist, options.section, options.output_dir
+    print(*run_shifts(*where, knobs), sep="\n")
 
 
 def _report(options: argparse.Namespace, rest: Sequence[str]) -> None:

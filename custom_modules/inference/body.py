@@ -90,7 +90,7 @@ def _filling(y: np.ndarray) -> tuple[float, float] | None:
     if constant > low + 0.25 * (middle - low):
         return float(constant), float(low - 0.5 * (middle - low))
     block = void[ndimage.find_objects((~void).astype(np.uint8))[0]]
-    if constant < low - (middle - low) and (constant < 0 <= low or block.mean() < 0.05):
+    if constant < low - (middle - low) and (constant < 0 <= low or block.mean() < 0.01):
         return float(constant), float(low)
     return None
 

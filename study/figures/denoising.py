@@ -57,9 +57,7 @@ def draw_denoising(
     return _draw_planes(planes, view.plane(view.truth, index), view.pixel, inferer.method.levels[0])
 
 
-def one_step(
-    x_0: torch.Tensor, network: nn.Module, method: CDM, index: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def one_step(x_0: torch.Tensor, network: nn.Module, method: CDM, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return x_{Q-1} (1, 1, H, W) of one slice `x_0` (1, 1, H, W), with y1 and with y0, from the same x_Q."""
     t = torch.full((2,), method.levels[0], device=x_0.device)
     y = torch.tensor([[0.0, 1.0], [1.0, 0.0]], device=x_0.device)
