@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from custom_modules.files import flat_name
 from tests.helpers.bundles import SHORT, TINY, config, failure, monai_bundle, state
 from tests.helpers.processes import forked_bundle
 
@@ -100,7 +101,8 @@ def test_a_case_is_data_whatever_its_name(dataset_without_masks, tmp_path):
     listed = tmp_path / "datalist.json"
     listed.write_text(json.dumps(sections))
     monai_bundle(*command(dataset_without_masks, tmp_path / "runs", "--datalist", listed))
-    assert (tmp_path / "runs" / "models" / "model.training.txt").read_text().splitlines() == names
+    recorded = (tmp_path / "runs" / "models" / "model.training.txt").read_text().splitlines()
+    assert recorded == [flat_name(name) for name in names]
     assert not (tmp_path / "executed").exists()
 
 

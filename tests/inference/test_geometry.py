@@ -60,7 +60,7 @@ def segment(folder, codes="LPS", spacing=(1, 1, 4), turn=0.0, depth=slice(None),
 
     parser = ConfigParser()
     parser.read_config(str(REPO / config("brats_flair", "inference")))
-    settings = {"output_dir": str(folder / "out"), "slice_axis": axis, "image_size": 48} | knobs
+    settings = {"output_dir": str(folder / "out"), "slice_axis": axis, "image_size": 48, "method": "cdm"} | knobs
     for name, value in settings.items():
         parser[name] = value
     inferer = SaliencyInferer(identity, gate="tags", erosion=parser.get_parsed_content("erosion"), amp=False)

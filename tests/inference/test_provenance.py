@@ -152,6 +152,7 @@ def test_a_second_run_in_one_folder_is_refused_until_the_first_ends(cases, tmp_p
             evaluator(cases[2:3], handlers=[Provenance(str(tmp_path / "out"), None, {})]).run()
     first.kill()
     first.wait()
+    first.stdout.close()
     for _ in range(2):
         evaluator(cases[2:3], handlers=[Provenance(str(tmp_path / "out"), None, {})]).run()
 
