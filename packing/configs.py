@@ -9,6 +9,7 @@ them must agree on is written once. They are committed; a test writes them again
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 import textwrap
@@ -81,7 +82,9 @@ def write(bundle: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    for bundle in list(map(Path, sys.argv[1:] if arguments is None else arguments)) or bundle_folders():
+    parser = argparse.ArgumentParser(prog="python -m packing.configs", description="Generate the configs of bundles.")
+    parser.add_argument("bundles", type=Path, nargs="*", help="folders of bundles; default: all of the repository")
+    for bundle in parser.parse_args(arguments).bundles or bundle_folders():
         try:
             write(bundle.resolve())
         except (OSError, ValueError) as error:
