@@ -13,6 +13,7 @@ from ignite.handlers import Checkpoint, EMAHandler
 from ignite.handlers.checkpoint import BaseSaveHandler
 from monai.handlers import CheckpointLoader
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from custom_modules.files import atomic_path, is_whole, lock_folder, unlock_folder
 from custom_modules.networks.weights import training_cases, training_list
@@ -68,9 +69,19 @@ class AveragedWeights:
             aside.write_text("".join(f"{case}\n" for case in self.cases), encoding="utf-8")
 
 
+class FastEMAHandler(EMAHandler):
+    """Ignite's `EMAHandler`, in one call for all parameters: on a GPU, one by one takes as long as a training step."""
+
+    def _update_ema_model(self, engine: Engine, name: str) -> None:
+        average = get_ema_multi_avg_fn(1 - getattr(engine.state, name))
+        average(list(self.ema_model.parameters()), list(self.model.parameters()), None)
+        for averaged, buffer in zip(self.ema_model.buffers(), self.model.buffers()):
+            averaged.data = buffer.data
+
+
 def ema_handler(network: nn.Module, decay: float) -> EMAHandler:
-    """Makes Ignite's exponential moving average of `network`, warmed up so that it soon forgets the random start."""
-    return EMAHandler(network, momentum=1 - decay, momentum_warmup=0.2, warmup_iters=int(2 / (1 - decay)))
+    """Makes an exponential moving average of `network`, warmed up so that it soon forgets the random start."""
+    return FastEMAHandler(network, momentum=1 - decay, momentum_warmup=0.2, warmup_iters=int(2 / (1 - decay)))
 
 
 class ResumableRun:

@@ -30,10 +30,10 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 
 class BalancedSampler(DistributedSampler):
-    """Draws (slice, seed of its augmentation), as many positive as negative slices, as a function of (seed, epoch).
+    """Draws slices, as many positive as negative ones, as a function of (seed, epoch).
 
     The k-th batches of all processes together are the k-th batch of one process whose batch is as large as theirs
-    together: the same slices with the same seeds. MONAI's `DistributedWeightedRandomSampler` draws others for each
+    together. MONAI's `DistributedWeightedRandomSampler` draws others for each
     number of processes. It is a `DistributedSampler` because MONAI's engines tell those the epoch.
 
     Args:
@@ -47,9 +47,7 @@ class BalancedSampler(DistributedSampler):
         self.num_samples = num_samples
         self.weights = torch.tensor(dataset.balanced_weights, dtype=torch.double)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch) + 1)  # the noise has + 0
         total = self.num_samples * self.num_replicas
-        indices = torch.multinomial(self.weights, total, replacement=True, generator=generator)
-        seeds = torch.randint(2**32, (total,), generator=generator)
-        return iter(rank_share(list(zip(indices.tolist(), seeds.tolist()))))
+        return iter(rank_share(torch.multinomial(self.weights, total, replacement=True, generator=generator).tolist()))

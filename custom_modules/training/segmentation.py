@@ -8,17 +8,27 @@ import torch
 from monai.engines.utils import PrepareBatch
 from monai.losses import DiceCELoss
 
+from custom_modules.training.augmentation import Augmentation
+
 UNKNOWN = 2  # in labels, beside 0 (background) and 1 (target): pixels that the loss ignores
 
 
 class LabelBatch(PrepareBatch):
-    """Makes x_0 and label, both (B, 1, H, W) float32 on the engine's device, from a batch of `SliceDataset`."""
+    """Makes x_0 and label, both (B, 1, H, W) float32 on the engine's device, from a batch of `SliceDataset`.
+
+    Args:
+        augmentation: changes the slices at random, and moves their labels along; None in validation.
+    """
+
+    def __init__(self, augmentation: Augmentation | None = None) -> None:
+        self.augmentation = augmentation
 
     def __call__(self, batchdata: Mapping, device=None, non_blocking: bool = False, **kwargs):
-        return tuple(
+        x_0, label = (
             batchdata[key].to(device=device, non_blocking=non_blocking, dtype=torch.float32)
             for key in ("image", "label")
         )
+        return (x_0, label) if self.augmentation is None else self.augmentation(x_0, label)
 
 
 class SegmentationLoss(DiceCELoss):

@@ -1,4 +1,4 @@
-"""The slices of a set of volumes, which training draws from: decoded once, and kept in memory with 8 bits per voxel."""
+"""The slices of a set of volumes, which training draws from: decoded once, and kept in memory in half precision."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
 import ignite.distributed as idist
-import numpy as np
 import torch
-from monai.data import PersistentDataset, get_track_meta, set_track_meta
+from monai.data import PersistentDataset
 from monai.data.utils import pickle_hashing
-from monai.transforms import Compose, Randomizable, Transform
+from monai.transforms import Compose, Transform
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -25,7 +24,7 @@ MAX_RATIO = 8.0  # so that a few slices do not make up the loss
 
 
 class SliceDataset(Dataset):
-    """Holds all slices of a set of volumes in half precision in memory: random access fast enough for any GPU.
+    """Holds all slices of a set of volumes in half precision, on the device if they take little of its memory.
 
     Every volume is read and prepared once by `preprocessing` (deterministic; gives `image` (1, H, W, D) in [-1, 1] and
     a tag volume `slice_labels`), and kept in `cache_dir` for the next run. The key of the cache is the case's entry and
@@ -36,15 +35,14 @@ class SliceDataset(Dataset):
     and `train_supervised.yaml`, alone, from masks.
 
     Items are {"image": (1, H, W) float32 in [-1, 1], "tag": int64, "weight": float32, "label"?: (1, H, W) float32, 0, 1
-    or `segmentation.UNKNOWN`}. The index is the number of the slice or, as `BalancedSampler` gives it, (number, seed):
-    then the augmentation depends on the seed alone.
+    or `segmentation.UNKNOWN`}.
 
     Args:
         data: cases with `image` and `slice_labels`, or as an annotation server gives them (`tagged_cases`).
         preprocessing: MONAI transforms of one case.
-        augmentation: random MONAI transforms of one item, keys `image` and `label`.
         cache_dir: folder of the prepared volumes; None: prepare them again in each run.
         num_workers: processes that prepare volumes.
+        device: where training runs.
         match_positions: weight the items by `position_weights`; otherwise their weight is 1.
     """
 
@@ -52,10 +50,10 @@ class SliceDataset(Dataset):
         self,
         data: Sequence[Mapping],
         preprocessing: Compose,
-        augmentation: Compose | None = None,
         cache_dir: str | None = None,
         num_workers: int = 0,
         match_positions: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.cases = tagged_cases(data)
         packed = _prepare(self.cases, preprocessing, cache_dir, num_workers)
@@ -67,8 +65,9 @@ class SliceDataset(Dataset):
         self.labels = join("label") if packed and "label" in packed[0] else None  # (N, 1, H, W) uint8
         lengths = [len(slices["tag"]) for slices in packed]
         self.weights = position_weights(self.tags, lengths) if match_positions else torch.ones(len(self.tags))
-        self.augmentation, self.random = augmentation, np.random.RandomState()
-        _draw_from(augmentation, self.random)
+        if self._fits(torch.device(device)):
+            self.images, self.tags, self.weights = (x.to(device) for x in (self.images, self.tags, self.weights))
+            self.labels = None if self.labels is None else self.labels.to(device)
 
     @property
     def balanced_weights(self) -> list[float]:
@@ -84,27 +83,26 @@ class SliceDataset(Dataset):
             )
         return (1.0 / counts.double())[self.tags].tolist()
 
+    def _fits(self, device: torch.device) -> bool:
+        """Tells whether the slices take less than a quarter of the free memory of `device`, a GPU."""
+        return device.type == "cuda" and 4 * self.images.nbytes < torch.cuda.mem_get_info(device)[0]
+
     def __len__(self) -> int:
         return len(self.tags)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> dict:
-        if isinstance(index, tuple):
-            index, seed = index
-            self.set_random_state(seed)
-        item = {"image": self.images[index].float(), "tag": self.tags[index], "weight": self.weights[index]}
-        if self.labels is not None:
-            item["label"] = self.labels[index].float()
-        if self.augmentation is None:
-            return item
-        tracking = get_track_meta()
-        set_track_meta(False)  # a slice needs no affine, and carrying one takes longer than the augmentation itself
-        try:
-            return self.augmentation(item)
-        finally:
-            set_track_meta(tracking)
+    def __getitem__(self, index: int) -> dict:
+        return {key: value[0] for key, value in self.__getitems__([index]).items()}
 
-    def set_random_state(self, seed: int) -> None:
-        self.random.seed(seed)
+    def __getitems__(self, indices: Sequence[int]) -> dict:
+        """Gathers a whole batch at once, so a `DataLoader` has nothing left to collate (`whole_batch`)."""
+        index = torch.as_tensor(indices, device=self.images.device)
+        batch = {"image": self.images[index].float(), "tag": self.tags[index], "weight": self.weights[index]}
+        return batch if self.labels is None else batch | {"label": self.labels[index].float()}
+
+
+def whole_batch(batch: dict) -> dict:
+    """Returns what `SliceDataset` has gathered, as the `collate_fn` of a `DataLoader`."""
+    return batch
 
 
 def _prepare(cases: list[dict], preprocessing: Compose, cache_dir: str | None, num_workers: int) -> list[dict]:
@@ -176,15 +174,6 @@ def position_weights(tags: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor
     ratio = (shares[1] / shares[0]).nan_to_num(nan=0.0).clamp(max=MAX_RATIO)[tenth]  # nan: no slice at all
     scaled = ratio / ratio[negative].mean().clamp(min=1e-6)
     return torch.where(negative, scaled, 1.0)
-
-
-def _draw_from(transform: Transform | None, random: np.random.RandomState) -> None:
-    """Makes `random` the only generator of all that is random in `transform`: seeding it takes a microsecond, while
-    `Compose.set_random_state`, which makes a generator for each part, takes nearly as long as the augmentation."""
-    if isinstance(transform, Randomizable):
-        transform.set_random_state(state=random)
-    for part in getattr(transform, "transforms", ()):
-        _draw_from(part, random)
 
 
 class PackSlices(Transform):

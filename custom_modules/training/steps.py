@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from custom_modules.diffusion import NUM_TRAIN_TIMESTEPS, Diffusion
 from custom_modules.networks.precision import autocast
 from custom_modules.networks.weak_diffusion import WeakDiffusionNetwork
+from custom_modules.training.augmentation import Augmentation
 from custom_modules.training.sampling import rank_share
 
 CLEAN_FRACTION = 0.25  # of the classifier's samples, at t = 0, where it gates slices and where CAMs read it
@@ -26,12 +27,21 @@ CLEAN_FRACTION = 0.25  # of the classifier's samples, at t = 0, where it gates s
 
 class TagBatch(PrepareBatch):
     """Makes the input x_0 (B, 1, H, W) float32, the target (tags (B,) int64) and two further arguments of the network
-    (tags and weights (B,) float32), on the engine's device, from a batch of `SliceDataset`."""
+    (tags and weights (B,) float32), on the engine's device, from a batch of `SliceDataset`.
+
+    Args:
+        augmentation: changes the slices at random; None in validation.
+    """
+
+    def __init__(self, augmentation: Augmentation | None = None) -> None:
+        self.augmentation = augmentation
 
     def __call__(self, batchdata: Mapping, device=None, non_blocking: bool = False, **kwargs):
         x_0 = batchdata["image"].to(device=device, non_blocking=non_blocking, dtype=torch.float32)
         tags = batchdata["tag"].to(device=device, non_blocking=non_blocking, dtype=torch.long)
         weights = batchdata["weight"].to(device=device, non_blocking=non_blocking)
+        if self.augmentation is not None:
+            x_0, _ = self.augmentation(x_0)
         return x_0, tags, (tags, weights), {}
 
 

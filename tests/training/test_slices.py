@@ -3,22 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from monai.data import DataLoader
 from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
     EnsureTyped,
     LoadImaged,
-    OneOf,
-    RandAdjustContrastd,
-    RandAffined,
-    RandFlipd,
     Resized,
     ScaleIntensityRanged,
 )
 
 from custom_modules.data.tag_volume import TagVolumed
 from custom_modules.files import is_whole
-from custom_modules.training.slices import MAX_RATIO, SliceDataset, position_weights
+from custom_modules.training.slices import MAX_RATIO, SliceDataset, position_weights, whole_batch
 from tests.helpers.volumes import save_volume
 
 
@@ -182,25 +179,18 @@ def test_items_carry_their_weight(cases):
     matched = SliceDataset(cases, preprocessing(), match_positions=True)
     # slices 1, 2, 3 of each case hold tissue; tags 0, 1, 1 and 0, 0, 0: ratio 0 in the first place, else (1/2) / (1/4)
     assert [float(matched[i]["weight"]) for i in range(6)] == pytest.approx([0, 1, 1, 0, 2, 2])
-    assert matched[3, 7]["weight"].dtype == torch.float32
+    assert matched[3]["weight"].dtype == torch.float32
 
 
-# ---- augmentation, labels
+# ---- batches, labels
 
 
-@pytest.mark.parametrize("nested", [False, True])
-def test_an_items_augmentation_is_a_function_of_its_seed(nested, cases):
-    flip = RandFlipd(keys="image", prob=0.5, spatial_axis=0)
-    affine = RandAffined(keys="image", prob=0.5, rotate_range=1.0, padding_mode="border")
-    parts = [flip, OneOf([affine, RandAdjustContrastd(keys="image", prob=0.5)])] if nested else [flip, affine]
-    dataset = SliceDataset(cases, preprocessing(), Compose(parts))
-    dataset.images[:] = torch.arange(0, 240, 30, dtype=torch.uint8)[:, None]  # rows differ, so a flip shows
-    first = [dataset[0, seed]["image"] for seed in range(16)]
-    again = [dataset[0, seed]["image"] for seed in reversed(range(16))][::-1]
-    assert all(torch.equal(a, b) for a, b in zip(first, again))
-    assert len({tuple(image.flatten().tolist()) for image in first}) > 4
-    plain = SliceDataset(cases, preprocessing())
-    assert torch.equal(plain[0, 7]["image"], plain[0]["image"])
+def test_a_loader_gathers_a_whole_batch(cases):
+    dataset = SliceDataset(cases, preprocessing())
+    batch = next(iter(DataLoader(dataset, batch_size=4, sampler=[5, 0, 2, 1], collate_fn=whole_batch)))
+    for key, value in batch.items():
+        assert torch.equal(value, torch.stack([dataset[i][key] for i in (5, 0, 2, 1)]))
+    assert batch["image"].shape == (4, 1, 8, 8) and batch["image"].dtype == torch.float32
 
 
 def test_no_case_gives_no_slice():

@@ -110,24 +110,6 @@ def test_a_mask_of_another_shape_is_an_error(tmp_path):
 
 
 @each_bundle
-def test_augmentation_moves_mask_and_image_together(bundle):
-    dataset = SliceDataset([], Compose([]), Compose(parser(bundle).get_parsed_content("augmentation").transforms[:2]))
-    x, y = np.mgrid[:128, :128]
-    block = torch.as_tensor((x > 16) & (x < 60) & (y > 40) & (y < 100))[None, None]
-    dataset.images, dataset.labels = (2 * block - 1.0).half(), block.byte()
-    dataset.tags, dataset.weights = torch.ones(1).long(), torch.ones(1)
-    dataset.set_random_state(0)
-    moved = 0
-    for _ in range(30):
-        item = dataset[0]
-        image, label = item["image"] > 0, item["label"] > 0
-        assert set(item["label"].unique().tolist()) <= {0, 1}
-        assert 2 * (image & label).sum() / (image.sum() + label.sum()) > 0.95
-        moved += not torch.equal(label, block[0])
-    assert 15 <= moved < 30  # a flip or an affine in three of four
-
-
-@each_bundle
 def test_the_label_only_training_reads_no_mask(bundle, dataset):
     """It names nothing of this file, its cases carry no path of a mask, and its slices have none."""
     label_only = ConfigParser(ConfigParser.load_config_file(REPO / config(bundle, "train")))
