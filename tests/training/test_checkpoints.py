@@ -75,6 +75,33 @@ def test_fine_tuned_weights_have_seen_the_cases_of_those_they_start_from(tmp_pat
     assert training_cases(tmp_path / "model.pt") == ["p1", "p2", "p3"]
 
 
+class OnAGpu(torch.Tensor):
+    """A tensor that claims to be on a GPU until it is copied to the CPU."""
+
+    device = property(lambda self: torch.device("cuda"))
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_weights_are_written_from_the_cpu(tmp_path, monkeypatch):
+    ema, written = ema_handler(tiny_network(), decay=0.9), {}
+    state = {name: value.as_subclass(OnAGpu) for name, value in ema.ema_model.state_dict().items()}
+    monkeypatch.setattr(ema.ema_model, "state_dict", lambda: state)
+    monkeypatch.setattr(torch, "save", lambda weights, file: written.update(weights))
+    AveragedWeights(ema, str(tmp_path / "model.pt"), [])(SimpleNamespace(state=SimpleNamespace(rank=0)))
+    assert written.keys() == state.keys() and {value.device.type for value in written.values()} == {"cpu"}
+
+
+def test_a_run_is_resumed_through_the_cpu(tmp_path, monkeypatch):
+    """On a GPU AdamW's `step` would cost a synchronisation for each of the network's tensors, in every iteration."""
+    places, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kw: (places.append(kw["map_location"]), load(*args, **kw))[1])
+    for max_epochs in (1, 2):
+        train(tmp_path, max_epochs)
+    assert places == ["cpu"]
+
+
 def test_processes_that_see_other_checkpoints_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(idist, "all_gather", lambda name: [name, "checkpoint_epoch=3.pt"])
     engine = SimpleNamespace(state=SimpleNamespace(rank=0))
