@@ -33,10 +33,10 @@ class Slices(SliceDataset):
         self.tags, self.weights = torch.arange(12) % 3 % 2, torch.linspace(0.5, 1.5, 12)
 
 
-def train(folder, max_epochs, num_workers=0, epoch_length=3):
+def train(folder, max_epochs, num_workers=0, epoch_length=3, device="cpu"):
     """The parts of `train.yaml` at their smallest; returns network and averaged network."""
     torch.manual_seed(torch.seed())  # nothing may depend on what was drawn before
-    dataset, network = Slices(), tiny_network(seed=4).train()
+    dataset, network = Slices(), tiny_network(seed=4).train().to(device)
     ema = ema_handler(network, decay=0.9)  # warms up over 2 / (1 - 0.9) = 20 iterations, more than the run has
     optimizer = torch.optim.AdamW(parameter_groups(network, 1e-3, 1e-3))
     scheduler = warmup_cosine(optimizer, warmup_steps=2, total_steps=12)
@@ -50,11 +50,11 @@ def train(folder, max_epochs, num_workers=0, epoch_length=3):
         ResumableRun(str(folder), run),
     ]
     trainer = SupervisedTrainer(
-        device=torch.device("cpu"),
+        device=torch.device(device),
         max_epochs=max_epochs,
         epoch_length=epoch_length,
         train_data_loader=DataLoader(dataset, batch_size=4, sampler=sampler, num_workers=num_workers),
-        network=TrainingStep(network, Diffusion(), amp=False),
+        network=TrainingStep(network, Diffusion().to(device), amp=False),
         optimizer=optimizer,
         loss_function=JointLoss(),
         prepare_batch=TagBatch(),
