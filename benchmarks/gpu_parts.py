@@ -85,7 +85,7 @@ def speed_table(folder: Path, device: torch.device, quick: bool) -> dict:
     GpuBench.student_x = prepared_slices(config, None, None, 128).to(device)
     report = {}
     for size, changes in (("compact", {}), ("paper", SMALL if quick else {})):
-        report[size] = speed.measure(size, device, options, GpuBench, changes.items())
+        report[size] = speed.measure(size, device, options, GpuBench, changes)
         print(f"\n{size} network, {hardware(device)}\n\n{speed.markdown(report[size])}\n", flush=True)
     return report
 

@@ -203,13 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"written to {options.output}")
 
 
-def measure(
-    size: str,
-    device: torch.device,
-    options: argparse.Namespace,
-    bench: type[Bench] = Bench,
-    changes: dict | None = None,
-) -> dict:
+def measure(size: str, device: torch.device, options: argparse.Namespace, bench=Bench, changes: dict | None = None):
     def read(*names: str) -> ConfigParser:
         config = ConfigParser()
         config.read_config([str(CONFIGS / name) for name in names])
@@ -220,7 +214,7 @@ def measure(
     if size == "paper":
         config = read("inference.yaml", "paper.yaml")
         config["ckpt_path"] = None
-    config.update(dict(changes))
+    config.update(changes or {})
     keys = ("noise_level", "num_steps", "num_draws", "tau", "derivative", "seed", "amp")
     settings = {key: default.get_parsed_content(key) for key in keys}
     batch_size = {"compact": 128 if gpu else 16, "paper": 16 if gpu else 2}[size]
