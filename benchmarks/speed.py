@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"written to {options.output}")
 
 
-def measure(size: str, device: torch.device, options: argparse.Namespace) -> dict:
+def measure(size: str, device: torch.device, options: argparse.Namespace, bench=Bench, changes: dict | None = None):
     def read(*names: str) -> ConfigParser:
         config = ConfigParser()
         config.read_config([str(CONFIGS / name) for name in names])
@@ -214,13 +214,13 @@ def measure(size: str, device: torch.device, options: argparse.Namespace) -> dic
     if size == "paper":
         config = read("inference.yaml", "paper.yaml")
         config["ckpt_path"] = None
+    config.update(changes or {})
     keys = ("noise_level", "num_steps", "num_draws", "tau", "derivative", "seed", "amp")
     settings = {key: default.get_parsed_content(key) for key in keys}
     batch_size = {"compact": 128 if gpu else 16, "paper": 16 if gpu else 2}[size]
     x = prepared_slices(config, options.datalist, options.dataset_dir, 4 * batch_size).to(device)
     torch.manual_seed(0)
-    bench = Bench(config, settings, x, batch_size, trained=size == "compact", quick=options.quick)
-    return bench.run(options.rounds)
+    return bench(config, settings, x, batch_size, size == "compact", options.quick).run(options.rounds)
 
 
 def markdown(result: dict) -> str:

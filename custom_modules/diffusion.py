@@ -35,7 +35,8 @@ class Diffusion(nn.Module):
     def alpha_bar(self, t: int | torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Returns abar_t for `t`, an int or (B,) int, shaped (1 or B, 1, 1, ...) to multiply with `like` (B, ...)."""
         t = torch.full((1,), t, device=like.device) if isinstance(t, int) else t
-        values = torch.where(t < 0, 1.0, self.alphas_cumprod[t.clamp(min=0)])  # abar_{-1} = 1
+        table = self.alphas_cumprod.to(t.device)  # a server may choose another device for each request
+        values = torch.where(t < 0, 1.0, table[t.clamp(min=0)])  # abar_{-1} = 1
         return values.view(-1, *[1] * (like.ndim - 1))
 
     def add_noise(self, x_0: torch.Tensor, eps: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:

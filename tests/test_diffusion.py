@@ -104,6 +104,14 @@ def test_an_analytic_denoiser_keeps_a_gaussian_gaussian(diffusion):
     torch.testing.assert_close(x, s * x_t, rtol=0.02, atol=0)  # 401 Euler steps
 
 
+def test_the_tables_follow_the_images_to_their_device():
+    x = torch.empty(2, 1, 4, 4, device="meta")  # tensors without data, on a device of their own
+    t = torch.tensor([5, 9], device="meta")
+    diffusion = Diffusion()
+    assert diffusion.add_noise(x, x, 7).device.type == diffusion.ddim_step(x, x, t).device.type == "meta"
+    assert diffusion.alphas_cumprod.device.type == "cpu"
+
+
 def test_half_precision_leaves_the_tables_alone(diffusion):
     before = diffusion.alphas_cumprod.clone()
     x_0, eps, t = randn(1, 1, 4, 4).half(), randn(1, 1, 4, 4, seed=1).half(), torch.tensor([400])

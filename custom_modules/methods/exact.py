@@ -38,9 +38,10 @@ class ExactCDM(CDM):
 
     def algorithm_1(self, x_0: torch.Tensor, eps: torch.Tensor, Q: int, denoise: Denoiser) -> torch.Tensor:
         a, step = 0, self.diffusion.ddim_step
-        x, dx = self.diffusion.add_noise(x_0, eps, Q), torch.zeros_like(x_0)  # Eq. (2)
+        x, dx = self.diffusion.add_noise(x_0, eps, Q), None  # Eq. (2); 0, before the condition comes in
         for t in range(Q, Q - self.num_steps, -1):
             eps_hat, d_eps = denoise([x, dx], t)
+            dx = torch.zeros_like(x) if dx is None else dx
             x, dx = step(x, eps_hat, t), step(dx, d_eps, t)  # Eq. (5) and its derivative
             a += dx
         return a
@@ -49,13 +50,13 @@ class ExactCDM(CDM):
         """Returns the prediction f(x_t, y1) and its change d_eps for [x_t, dx_t], guided where s is not 0."""
         y, dy = (torch.tensor([v], device=device) for v in ([0.0, 1.0], [-1.0, 1.0]))  # y1, y1 - y0
 
-        def plain(xs: Sequence[torch.Tensor], t: int) -> tuple[torch.Tensor, torch.Tensor]:
+        def plain(xs: Sequence[torch.Tensor | None], t: int) -> tuple[torch.Tensor, torch.Tensor]:
             (x, dx), n = xs, len(xs[0])
-            x_t = Dual(x, dx) if dx.any() else x  # at t = Q a constant: no tangent before the condition comes in
+            x_t = x if dx is None else Dual(x, dx)  # at t = Q a constant
             eps_hat = network(x_t, torch.full((n,), t, device=device), Dual(y.expand(n, 2), dy.expand(n, 2)))
             return eps_hat.primal.float(), eps_hat.tangent.float()
 
-        def guided(xs: Sequence[torch.Tensor], t: int) -> tuple[torch.Tensor, torch.Tensor]:
+        def guided(xs: Sequence[torch.Tensor | None], t: int) -> tuple[torch.Tensor, torch.Tensor]:
             eps_hat, d_eps = plain(xs, t)
             to_y0, to_y1 = classifier_gradient(network, xs[0], t)
             scale = self.guidance_scale / (1 - self.tau) * (1 - self.diffusion.alpha_bar(t, xs[0])).sqrt()

@@ -62,7 +62,8 @@ class AveragedWeights:
     def __call__(self, engine: Engine) -> None:
         if engine.state.rank > 0:
             return
-        state = {k: v.half() if v.is_floating_point() else v for k, v in self.ema.ema_model.state_dict().items()}
+        state = self.ema.ema_model.state_dict()  # on the CPU: a machine without a GPU cannot load CUDA tensors
+        state = {k: (v.half() if v.is_floating_point() else v).cpu() for k, v in state.items()}
         with atomic_path(self.path) as aside, open(aside, "wb") as file:  # given a path, torch.save stores its name
             torch.save(state, file)
         with atomic_path(training_list(self.path)) as aside:
@@ -96,8 +97,8 @@ class ResumableRun:
         ValueError: on attaching, the processes of a run see different checkpoints.
     """
 
-    def __init__(self, save_dir: str, save_dict: Mapping, map_location: torch.device | str = "cpu") -> None:
-        self.save_dir, self.save_dict, self.map_location = save_dir, dict(save_dict), map_location
+    def __init__(self, save_dir: str, save_dict: Mapping) -> None:
+        self.save_dir, self.save_dict = save_dir, dict(save_dict)
 
     def attach(self, engine: Engine) -> None:
         everything = {**self.save_dict, "trainer": engine}
@@ -110,7 +111,8 @@ class ResumableRun:
                 "one folder that all machines share."
             )
         if found:
-            CheckpointLoader(str(found[-1]), everything, map_location=self.map_location).attach(engine)
+            # each state dict copies onto its own device; AdamW's `step` stays here, where a GPU need not wait for it
+            CheckpointLoader(str(found[-1]), everything, map_location="cpu").attach(engine)
         if engine.state.rank == 0:
             lock_folder(self.save_dir)
             engine.add_event_handler(Events.COMPLETED, lambda: unlock_folder(self.save_dir))

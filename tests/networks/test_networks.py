@@ -5,7 +5,6 @@ import torch
 from monai.networks.nets import BasicUNet, DiffusionModelUNet
 
 from custom_modules.networks.denoiser import ConditionalUNet, SoftEmbedding
-from custom_modules.networks.precision import autocast
 from custom_modules.networks.segmenter import Segmenter
 from custom_modules.networks.weights import load_weights
 from tests.helpers.tiny_network import SIZES, tiny_network
@@ -222,16 +221,3 @@ def test_files_without_these_weights_are_named(tmp_path, content):
 def test_a_missing_file_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.pt' does not exist; train first, or give --ckpt_path"):
         load_weights(tiny_network(), tmp_path / "nowhere.pt")
-
-
-# ---- mixed precision
-
-
-@pytest.mark.parametrize(("units", "dtype"), [({"amx_bf16": True}, torch.bfloat16), ({}, torch.float32)])
-def test_bf16_only_where_the_cpu_has_it(monkeypatch, units, dtype):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
-    x = torch.ones(2, 2)
-    with autocast("cpu"):
-        assert (x @ x).dtype == dtype
-    with autocast("cpu", enabled=False):
-        assert (x @ x).dtype == torch.float32

@@ -15,9 +15,9 @@ from monai.transforms import Compose
 from custom_modules.diffusion import Diffusion
 from custom_modules.files import is_whole
 from custom_modules.networks.weights import load_weights, training_cases, training_list
+from custom_modules.training.augmentation import Augmentation
 from custom_modules.training.checkpoints import AveragedWeights, ResumableRun, ema_handler
 from custom_modules.training.handlers import ClipGradients, EpochSeed, TagMetrics
-from custom_modules.training.augmentation import Augmentation
 from custom_modules.training.sampling import BalancedSampler
 from custom_modules.training.slices import SliceDataset, whole_batch
 from custom_modules.training.steps import JointLoss, TagBatch, TrainingStep, parameter_groups, warmup_cosine
@@ -34,10 +34,10 @@ class Slices(SliceDataset):
         self.tags, self.weights = torch.arange(12) % 3 % 2, torch.linspace(0.5, 1.5, 12)
 
 
-def train(folder, max_epochs, epoch_length=3):
+def train(folder, max_epochs, epoch_length=3, device="cpu"):
     """The parts of `train.yaml` at their smallest; returns network and averaged network."""
     torch.manual_seed(torch.seed())  # nothing may depend on what was drawn before
-    dataset, network = Slices(), tiny_network(seed=4).train()
+    dataset, network = Slices(), tiny_network(seed=4).train().to(device)
     ema = ema_handler(network, decay=0.9)  # warms up over 2 / (1 - 0.9) = 20 iterations, more than the run has
     optimizer = torch.optim.AdamW(parameter_groups(network, 1e-3, 1e-3))
     scheduler = warmup_cosine(optimizer, warmup_steps=2, total_steps=12)
@@ -51,11 +51,11 @@ def train(folder, max_epochs, epoch_length=3):
         ResumableRun(str(folder), run),
     ]
     trainer = SupervisedTrainer(
-        device=torch.device("cpu"),
+        device=torch.device(device),
         max_epochs=max_epochs,
         epoch_length=epoch_length,
         train_data_loader=DataLoader(dataset, batch_size=4, sampler=sampler, collate_fn=whole_batch),
-        network=TrainingStep(network, Diffusion(), amp=False),
+        network=TrainingStep(network, Diffusion().to(device), amp=False),
         optimizer=optimizer,
         loss_function=JointLoss(),
         prepare_batch=TagBatch(Augmentation(flip=0.5, noise=0.5)),
@@ -74,6 +74,33 @@ def test_fine_tuned_weights_have_seen_the_cases_of_those_they_start_from(tmp_pat
         SimpleNamespace(state=SimpleNamespace(rank=0))
     )
     assert training_cases(tmp_path / "model.pt") == ["p1", "p2", "p3"]
+
+
+class OnAGpu(torch.Tensor):
+    """A tensor that claims to be on a GPU until it is copied to the CPU."""
+
+    device = property(lambda self: torch.device("cuda"))
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_weights_are_written_from_the_cpu(tmp_path, monkeypatch):
+    ema, written = ema_handler(tiny_network(), decay=0.9), {}
+    state = {name: value.as_subclass(OnAGpu) for name, value in ema.ema_model.state_dict().items()}
+    monkeypatch.setattr(ema.ema_model, "state_dict", lambda: state)
+    monkeypatch.setattr(torch, "save", lambda weights, file: written.update(weights))
+    AveragedWeights(ema, str(tmp_path / "model.pt"), [])(SimpleNamespace(state=SimpleNamespace(rank=0)))
+    assert written.keys() == state.keys() and {value.device.type for value in written.values()} == {"cpu"}
+
+
+def test_a_run_is_resumed_through_the_cpu(tmp_path, monkeypatch):
+    """On a GPU AdamW's `step` would cost a synchronisation for each of the network's tensors, in every iteration."""
+    places, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kw: (places.append(kw["map_location"]), load(*args, **kw))[1])
+    for max_epochs in (1, 2):
+        train(tmp_path, max_epochs)
+    assert places == ["cpu"]
 
 
 def test_processes_that_see_other_checkpoints_are_refused(tmp_path, monkeypatch):
