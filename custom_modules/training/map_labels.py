@@ -1,10 +1,16 @@
 """Labels of tagged slices, made from their maps, their images and their tags.
 
-In each slice tagged y1, with the map brought to the image's grid and intensities in [0, 1],
+A map says where the target is, an image where it ends. In each slice tagged y1, with the map brought to the image's
+grid and intensities in [0, 1],
 
-    label = map * intensity^p > scale * (Otsu's threshold of that product inside the region),
+    seed = map * intensity^p > scale * (Otsu's threshold of that product inside the region).
 
-whose largest components are kept, closed and filled (a cavity belongs to its tumour).
+1. A tag says that something is there, not that it is large: a slice's threshold is at least half the volume's median.
+2. From the middle of each run of tagged slices outwards, a pixel counts only near the target in the slice before. So
+   the organ that lies beyond a target's end is not taken for it.
+3. A component grows or shrinks to its edge: the intensity halfway between its median and that of its surroundings.
+
+The largest components are kept, closed and filled (a cavity belongs to its tumour).
 """
 
 from __future__ import annotations
@@ -17,13 +23,17 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, ResampleToMatch, Transform
 from monai.transforms.utils import get_largest_connected_component_mask
 from scipy import ndimage
+from skimage.filters import threshold_otsu
 
 from custom_modules.data.tag_volume import tags_of_volume
 from custom_modules.inference.body import CROSS, body_mask
-from custom_modules.inference.mask import threshold_slices
 from custom_modules.training.segmentation import UNKNOWN
 
 IN_PLANE = CROSS[:, :, None]  # in each slice of a volume (H, W, D)
+FLOOR = 0.5  # least threshold of a slice, of the volume's median
+REACH = 2  # pixels from one slice to the next
+STEPS, STEP = 3, 2  # how often, and by how many pixels, a component may grow
+MIN_PIXELS = 6  # of a component
 
 
 class LoadMapd(Transform):
@@ -56,15 +66,57 @@ class LoadMapd(Transform):
         x = np.asarray(image[0])
         body, region = (body_mask(x, rim) & tags for rim in (0, self.erosion))
         saliency = np.asarray(self.onto_image(self.load(data["map_file"]), image)[0])
-        target = self._target(saliency * ((x + 1) / 2).clip(min=0) ** self.intensity_power, region) & body
+        product = saliency.clip(min=0) * ((x + 1) / 2).clip(min=0) ** self.intensity_power
+        target = self._target(product, region, body, x)
         unknown = body & ~(region & target.any(axis=(0, 1)))
         label = np.where(target, 1, np.where(unknown, UNKNOWN, 0)).astype(np.uint8)
         return {**data, "label": MetaTensor(torch.as_tensor(label[None]), meta=image.meta)}
 
-    def _target(self, product: np.ndarray, region: np.ndarray) -> np.ndarray:
-        """Thresholds `product` (H, W, D) inside `region` and cleans what is above; bool, the same shape."""
-        slices = [np.moveaxis(volume, -1, 0) for volume in (product, region)]
-        target = np.moveaxis(threshold_slices(*slices, "otsu", self.scale), 0, -1)
+    def _target(self, product: np.ndarray, region: np.ndarray, body: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Finds the target (H, W, D) bool from `product`, the `region` where it counts, the body and the image `x`."""
+        seed = region & (product > self.scale * _thresholds(product, region))
+        target = _contiguous(seed, region.any(axis=(0, 1)))
+        for _ in range(STEPS):
+            target = np.stack([_to_edges(*(a[..., k] for a in (target, body, x))) for k in range(x.shape[2])], axis=2)
         target = get_largest_connected_component_mask(target, num_components=self.num_components)
         closed = ndimage.binary_closing(target, IN_PLANE, iterations=2)
-        return ndimage.binary_fill_holes(closed | target, IN_PLANE)
+        return ndimage.binary_fill_holes(closed | target, IN_PLANE) & body
+
+
+def _thresholds(product: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """Computes Otsu's threshold of each slice of `product` (H, W, D) inside `region`, and bounds it from below."""
+    thresholds = np.full(product.shape[2], np.nan)
+    for k in np.flatnonzero(region.any(axis=(0, 1))):
+        values = product[..., k][region[..., k]]
+        if values.min() < values.max():
+            thresholds[k] = threshold_otsu(values)
+    if not np.isfinite(thresholds).any():
+        return np.full_like(thresholds, np.inf)
+    return np.nan_to_num(np.fmax(thresholds, FLOOR * np.nanmedian(thresholds)), nan=np.inf)
+
+
+def _contiguous(seed: np.ndarray, tagged: np.ndarray) -> np.ndarray:
+    """Keeps of `seed` (H, W, D) what lies near the target in the slice before, from the middle of each run outwards."""
+    target, (runs, number) = seed.copy(), ndimage.label(tagged)
+    for run in (np.flatnonzero(runs == i) for i in range(1, number + 1)):
+        upwards, downwards = run[len(run) // 2 :], run[: len(run) // 2 + 1][::-1]
+        for before, k in [*zip(upwards, upwards[1:]), *zip(downwards, downwards[1:])]:
+            target[..., k] &= ndimage.binary_dilation(target[..., before], CROSS, iterations=REACH)
+    return target
+
+
+def _to_edges(target: np.ndarray, body: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Moves the rim of each component of `target` (H, W), by `STEP` at most, to the edge in the slice `x` (H, W)."""
+    x, out = ndimage.gaussian_filter(x, 0.5), np.zeros_like(target)
+    labels, number = ndimage.label(target)
+    for component in (labels == i for i in range(1, number + 1)):
+        if component.sum() < MIN_PIXELS:
+            continue
+        near, far, rim = (ndimage.binary_dilation(component, CROSS, iterations=n) for n in (STEP, STEP + 2, 1))
+        surroundings = far & ~rim & ~target & body
+        if not surroundings.any():
+            continue
+        edge = (np.median(x[component]) + np.median(x[surroundings])) / 2
+        inside, _ = ndimage.label(near & body & (x > edge))
+        out |= np.isin(inside, np.setdiff1d(inside[component], 0))
+    return out

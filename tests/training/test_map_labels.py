@@ -9,9 +9,10 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, SpatialCropd
 from scipy import ndimage
+from skimage.filters import threshold_otsu
 
 from custom_modules.data.tag_volume import TagVolumed
-from custom_modules.training.map_labels import LoadMapd
+from custom_modules.training.map_labels import FLOOR, LoadMapd
 from custom_modules.training.segmentation import UNKNOWN
 from tests.helpers.bundles import LPS, save_nifti
 
@@ -117,28 +118,62 @@ def test_a_map_of_another_grid_is_brought_to_that_of_the_image(tmp_path):
     assert np.array_equal(coarse, fine)
 
 
-def test_a_pixel_just_below_otsus_threshold_is_the_scales(tmp_path):
-    """Its product 0.42 is nearer to the tissue's than to 1: the highest of the lower class, so the threshold's bin."""
+def test_what_is_just_below_otsus_threshold_is_the_scales(tmp_path):
+    """A second block's product 0.42 is nearer to the tissue's than to 1: the highest of the lower class, so the bin of
+    the threshold."""
     intensity, saliency = volumes()
-    intensity[14, 8, 1:3] = DIM
-    plain, scaled = (labelled(tmp_path, intensity, saliency, scale=scale) for scale in (1.0, 0.8))
-    assert np.argwhere(plain != scaled).tolist() == [[14, 8, 1], [14, 8, 2]] and (scaled[14, 8, 1:3] == 1).all()
+    intensity[(*OTHER, slice(1, 3))], saliency[(*OTHER, slice(1, 3))] = DIM, 1
+    plain, scaled = (labelled(tmp_path, intensity, saliency, scale=scale, num_components=2) for scale in (1.0, 0.8))
+    assert np.array_equal(plain, expected())
+    assert (scaled[(*OTHER, slice(1, 3))] == 1).all()
+    scaled[15:21, 11:17] = plain[15:21, 11:17]  # the block and a pixel around it
+    assert np.array_equal(scaled, plain)
 
 
-def test_without_the_image_the_label_is_the_maps_block(tmp_path):
-    label = labelled(tmp_path, *volumes(), intensity_power=0.0)
-    for k in (1, 2):
-        assert np.array_equal(label[..., k] == 1, volumes()[1][..., k] == 1)
+def test_a_label_goes_to_the_edges_of_its_image(tmp_path):
+    """A map of a few pixels within the target, or of a block around it, gives the target: its edge is at (1 + 0) / 2 of
+    [-1, 1], between its median and that of the tissue."""
+    intensity, saliency = volumes()
+    around = labelled(tmp_path, intensity, saliency, intensity_power=0.0)
+    saliency[:] = 0
+    saliency[10:12, 8:11, :3] = 1
+    within = labelled(tmp_path, intensity, saliency)
+    assert np.array_equal(around, expected()) and np.array_equal(within, expected())
 
 
-@pytest.mark.parametrize(("num_components", "found"), [(1, [1, 2]), (2, [1, 2, 3])])
-def test_the_largest_components_are_kept_and_a_slice_that_loses_all_is_unknown(tmp_path, num_components, found):
+@pytest.mark.parametrize("num_components", [1, 2])
+def test_the_largest_components_are_kept(tmp_path, num_components):
+    intensity, saliency = volumes()
+    saliency[(*OTHER, slice(0, 3))] = 1  # 4 x 4 pixels, the target has 6 x 6
+    label = labelled(tmp_path, intensity, saliency, num_components=num_components)
+    assert np.array_equal(label[(*TARGET, slice(0, 4))], expected()[(*TARGET, slice(0, 4))])
+    assert (label[(*OTHER, slice(1, 3))] == 1).all() == (num_components == 2)
+    assert (label[(*OTHER, slice(1, 3))] == 1).any() == (num_components == 2)
+
+
+@pytest.mark.parametrize(("rows", "found"), [(slice(14, 17), True), (slice(17, 20), False)])
+def test_what_lies_beyond_the_targets_end_is_not_taken_for_it(tmp_path, rows, found):
+    """In slice 3 something else is bright. It counts within 2 pixels of the target in slice 2, whose last row is 13."""
     intensity, saliency = volumes()
     intensity[(*TARGET, 3)] = TISSUE
-    intensity[16:19, 12:15, 3], saliency[16:19, 12:15, 3] = BRIGHT, 1  # does not touch the target of slice 2
-    label = labelled(tmp_path, intensity, saliency, num_components=num_components)
-    assert [k for k in range(4) if (label[..., k] == 1).any()] == found
-    assert np.array_equal(label[..., 3] == UNKNOWN, expected()[..., 3] == UNKNOWN) == (3 not in found)
+    intensity[rows, 8:11, 3], saliency[rows, 8:11, 3] = BRIGHT, 1
+    label = labelled(tmp_path, intensity, saliency, num_components=2)
+    assert (label[..., 3] == 1).any() == found
+    assert np.array_equal(label[..., 3] == UNKNOWN, expected()[..., 3] == UNKNOWN) != found
+
+
+@pytest.mark.parametrize(("strength", "found"), [(0.6, True), (0.4, False)])
+def test_a_weak_map_of_one_slice_is_no_target(tmp_path, strength, found):
+    """Otsu's threshold of slices 1 and 2 is the tissue's product 0.125, or the bin above: half of their median is near
+    0.07 to 0.5. The map of slice 3 is the strength times as strong."""
+    intensity, saliency = volumes()
+    intensity[10, 8, 2] = BRIGHT  # no pit
+    saliency[(*TARGET, 3)] = strength
+    product = np.where(saliency > 0, saliency * intensity**3, 0)
+    half = FLOOR * np.median([threshold_otsu(product[2:22, 2:18, k]) for k in (1, 2, 3)])
+    saliency[(*TARGET, 3)] = 2 * half * strength
+    label = labelled(tmp_path, intensity, saliency)
+    assert (label[..., 3] == 1).any() == found
 
 
 def test_a_cavity_belongs_to_its_target_and_a_slit_is_closed(tmp_path):
