@@ -125,9 +125,7 @@ def test_what_is_just_below_otsus_threshold_is_the_scales(tmp_path):
     intensity[(*OTHER, slice(1, 3))], saliency[(*OTHER, slice(1, 3))] = DIM, 1
     plain, scaled = (labelled(tmp_path, intensity, saliency, scale=scale, num_components=2) for scale in (1.0, 0.8))
     assert np.array_equal(plain, expected())
-    assert (scaled[(*OTHER, slice(1, 3))] == 1).all()
-    scaled[15:21, 11:17] = plain[15:21, 11:17]  # the block and a pixel around it
-    assert np.array_equal(scaled, plain)
+    assert (scaled[(*OTHER, slice(1, 3))] == 1).all() and (scaled[(*TARGET, slice(1, 3))] == 1).all()
 
 
 def test_a_label_goes_to_the_edges_of_its_image(tmp_path):
