@@ -149,7 +149,7 @@ class ScaleToBodyd(MapTransform):
                 f"case {case!r}: the image shows no body, no bright region of {3 * BLOCK} pixels or more. Is it an MR "
                 "volume, neither a mask nor noise, with its slices along the right axis? Otherwise leave the case out."
             )
-        scaled = _saturate(x, body)
+        scaled = torch.cat([_saturate(rows, body) for rows in x.split(4)])  # as much as stays in the cache
         # a scale keeps the order of intensities, so medians of the scaled image are scaled medians; a filling does not
         y = _block_medians(scaled.cpu().numpy()) if body.filling else _saturate(torch.as_tensor(y), body).numpy()
         return scaled, _box(_find_body(y).mask, x.shape)
