@@ -173,7 +173,9 @@ def body_mask(image: np.ndarray, erosion: int = 0) -> np.ndarray:
     Returns:
         (H, W, D) bool.
     """
-    mask = ndimage.binary_fill_holes(_largest_bright(image - image.min()), IN_PLANE)
+    outside = np.pad(~_largest_bright(image - image.min()), [(1, 1), (1, 1), (0, 0)], constant_values=True)
+    labels, _ = ndimage.label(outside, np.pad(IN_PLANE, [(0, 0), (0, 0), (1, 1)]))
+    mask = (labels != labels[:1, :1])[1:-1, 1:-1]  # tissue, and holes: what the border of its slice does not reach
     return ndimage.binary_erosion(mask, IN_PLANE, iterations=erosion) if erosion else mask  # 0 would mean: until empty
 
 
