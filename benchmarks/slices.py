@@ -1,4 +1,4 @@
-"""The slices that are timed, prepared as for inference."""
+"""The config of what is timed, and its slices, prepared as for inference."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ from monai.bundle import ConfigParser
 from custom_modules.data.tag_volume import tags_of_volume
 from custom_modules.files import read_json
 from examples.phantom import head_phantom
+
+CONFIGS = Path(__file__).parents[1] / "bundles" / "brats_flair" / "configs"
+
+
+def read_config(device: torch.device, *names: str, **knobs) -> ConfigParser:
+    """Read these configs of brats_flair, with knobs."""
+    config = ConfigParser()
+    config.read_config([str(CONFIGS / name) for name in names])
+    config.update({"bundle_root": str(CONFIGS.parent), "device": device, **knobs})
+    return config
 
 
 def prepared_slices(config: ConfigParser, datalist: str | None, dataset_dir: str | None, n: int) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""Seconds a slice of CDM and CG-CDM: the released procedure, ours, and each technique alone, side by side in one run.
+"""Seconds a slice of CDM and CG-CDM: the released procedure, ours, and each technique alone, side by side in one run;
+and seconds a volume of the default method, by stage.
 
     python -m benchmarks.speed --quick --output speed.json     # compact network with its weights, under two minutes
     python -m benchmarks.speed --output speed.json             # all techniques, and the paper-size network
@@ -24,15 +25,15 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks.released import TAU, R, released
-from benchmarks.slices import prepared_slices
+from benchmarks.slices import prepared_slices, read_config
 from benchmarks.timing import Row, bare, clock, func_jvp, ours, peak_memory, reset_peak_memory
+from benchmarks.volume import volume_line, volume_seconds
 from custom_modules.files import write_json
 from custom_modules.inference.inferer import SaliencyInferer
 from custom_modules.inference.mask import threshold_slices
 from custom_modules.inference.provenance import VERSIONS, hardware
 from custom_modules.methods.exact import ExactCDM, build_cdm
 
-CONFIGS = Path(__file__).parents[1] / "bundles" / "brats_flair" / "configs"
 RELEASED = "released procedure"
 SLOW = 30.0  # seconds
 
@@ -190,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON")
     parser.add_argument("--dataset_dir", help="folder that the datalist's paths start from")
     parser.add_argument("--datalist", help="its validation section gives the slices; a synthetic head without it")
+    parser.add_argument("--volume", type=Path, help="NIfTI file; a synthetic head of a BraTS volume's size without it")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(argv)
 
@@ -198,22 +200,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     for size in ("compact",) if options.quick else ("compact", "paper"):
         report[size] = measure(size, device, options)
         print(f"\n{size} network, {hardware(device)}\n\n{markdown(report[size])}\n", flush=True)
+    report |= volume_seconds(read_config(device, "inference.yaml"), options.volume, options.rounds)
+    print(volume_line(report), flush=True)
     report |= {key: value for key, value in report["compact"].items() if not isinstance(value, (list, dict))}
     write_json(options.output, report)
     print(f"written to {options.output}")
 
 
 def measure(size: str, device: torch.device, options: argparse.Namespace, bench=Bench, changes: dict | None = None):
-    def read(*names: str) -> ConfigParser:
-        config = ConfigParser()
-        config.read_config([str(CONFIGS / name) for name in names])
-        config.update({"bundle_root": str(CONFIGS.parent), "device": device, "method": "cdm"})
-        return config
-
-    default, config, gpu = read("inference.yaml"), read("inference.yaml"), device.type == "cuda"
+    cdm, gpu = {"method": "cdm"}, device.type == "cuda"
+    default, config = (read_config(device, "inference.yaml", **cdm) for _ in range(2))
     if size == "paper":
-        config = read("inference.yaml", "paper.yaml")
-        config["ckpt_path"] = None
+        config = read_config(device, "inference.yaml", "paper.yaml", **cdm, ckpt_path=None)
     config.update(changes or {})
     keys = ("noise_level", "num_steps", "num_draws", "tau", "derivative", "seed", "amp")
     settings = {key: default.get_parsed_content(key) for key in keys}

@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser
 from packing.configs import SHARED, expand
 
 SECTIONS = ("slice_size", "preprocessing", "methods#cdm", "method_factory", "inferer", "postprocessing")
-WRITTEN_FOR = "cf4270742f93015c"  # fingerprint of these sections
+WRITTEN_FOR = "29f0b574f075f319"  # fingerprint of these sections
 FREE = re.compile(  # ids that may differ: what the program is given, and how a host writes its files
     "^preprocessing#transforms#7#margin#[01]$|"
     "^postprocessing#transforms#([2-5]#(output_dir|output_postfix|print_log|writer|algorithm|segment.*)|5#_disabled_)$"

@@ -42,7 +42,7 @@ def blur(slices: Tensor, sigma: list[float]) -> Tensor:
 
 
 def shrink(slices: Tensor, size: int) -> Tensor:
-    """Resizes with anti-aliasing, as `Resized`, slices (D, 1, H, W) to (D, 1, size, size)."""
+    """Resizes with anti-aliasing, as `ResizeSlicesd`, slices (D, 1, H, W) to (D, 1, size, size)."""
     sigma = [max(0.0, (n / size - 1) / 2) for n in slices.shape[2:]]
     return F.interpolate(blur(slices, sigma), [size, size], mode="bilinear", align_corners=False)
 

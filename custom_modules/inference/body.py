@@ -16,11 +16,13 @@ a background intensity first.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import functools
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.transforms.utils import get_largest_connected_component_mask
 from monai.utils import convert_to_dst_type, convert_to_tensor
@@ -31,6 +33,9 @@ CROSS = ndimage.generate_binary_structure(2, 1)  # a pixel and its four neighbou
 IN_PLANE = CROSS[:, :, None]  # the same in each slice of a volume (H, W, D)
 BLOCK = 3  # pixels
 UPPER = 1.4  # times the body's level: about the 99.5th percentile of a volume (LGG, BraTS, CHAOS: 1.4 to 1.6)
+BOX = "body_box"  # key of the meta data under which the box travels from the scale to the crop
+# Compare and exchange these pairs of nine values, and the fifth is their median (Paeth, Graphics Gems, 1990)
+MEDIAN_OF_9 = "12 45 78 01 34 67 12 45 78 03 58 47 36 14 25 47 42 64 42"
 
 
 class Body(NamedTuple):
@@ -51,7 +56,11 @@ class Body(NamedTuple):
 
 def find_body(image: np.ndarray) -> Body:
     """Finds the body in a volume (H, W, D), real, and the intensities of its background and bright tissue."""
-    y = _block_medians(np.asarray(image, np.float32))
+    return _find_body(_block_medians(np.asarray(image, np.float32)))
+
+
+def _find_body(y: np.ndarray) -> Body:
+    """Finds the body in the medians `y` of a volume's blocks."""
     filling = _filling(y)
     if filling:
         y = np.where(y == filling[0], filling[1], y)
@@ -72,8 +81,11 @@ def _block_medians(image: np.ndarray) -> np.ndarray:
     height, width = (n // BLOCK for n in image.shape[:2])
     if not height or not width:
         return image
-    blocks = image[: height * BLOCK, : width * BLOCK].reshape(height, BLOCK, width, BLOCK, -1)
-    return np.median(blocks, axis=(1, 3))
+    rows, columns = height * BLOCK, width * BLOCK
+    y = [np.ascontiguousarray(image[i:rows:BLOCK, j:columns:BLOCK]) for i in range(BLOCK) for j in range(BLOCK)]
+    for i, j in (map(int, pair) for pair in MEDIAN_OF_9.split()):
+        y[i], y[j] = np.minimum(y[i], y[j]), np.maximum(y[i], y[j])
+    return y[4]
 
 
 def _filling(y: np.ndarray) -> tuple[float, float] | None:
@@ -101,14 +113,19 @@ def _largest_bright(image: np.ndarray) -> np.ndarray:
     Half of Otsu's threshold separates tissue from air in MR, whether or not the skull was stripped. The opening and the
     largest component leave noise out.
     """
-    mask = ndimage.binary_opening(image > 0.5 * threshold_otsu(image.ravel()), IN_PLANE)
+    mask = image > 0.5 * threshold_otsu(image.ravel())
+    for combine in (np.logical_and, np.logical_or):  # erosion, dilation: an opening, ten times as fast as SciPy's
+        rim = np.pad(mask, [(1, 1), (1, 1), (0, 0)])  # what is outside is background
+        neighbours = rim[:-2, 1:-1], rim[2:, 1:-1], rim[1:-1, :-2], rim[1:-1, 2:]
+        mask = functools.reduce(combine, neighbours, mask)
     return get_largest_connected_component_mask(mask, connectivity=1)
 
 
 class ScaleToBodyd(MapTransform):
     """Scales a volume (1, H, W, D) to [0, 1], float32: background 0, bright tissue near 0.7, 1 at saturation.
 
-    Belongs before crop and resize: what those pad with is 0, the background. See the top of this file.
+    Belongs before crop and resize: what those pad with is 0, the background. See the top of this file. The box for
+    `body_box` is found on the way and travels in the meta data of a MetaTensor.
 
     Raises:
         ValueError: the volume shows no body; the error names the case.
@@ -117,22 +134,33 @@ class ScaleToBodyd(MapTransform):
     def __call__(self, data: Mapping[Hashable, object]) -> dict:
         out = dict(data)
         for key in self.key_iterator(out):
-            scaled = self._scale(out[key][0], out.get("case", "volume"))[None]
-            out[key] = convert_to_dst_type(scaled, out[key], dtype=scaled.dtype)[0]  # with its meta data and history
+            scaled, box = self._scale(out[key][0], out.get("case", "volume"))
+            out[key] = convert_to_dst_type(scaled[None], out[key], dtype=scaled.dtype)[0]  # with meta data and history
+            if isinstance(out[key], MetaTensor):
+                out[key].meta[BOX] = box
         return out
 
-    def _scale(self, image: torch.Tensor, case: str) -> torch.Tensor:
+    def _scale(self, image: torch.Tensor, case: str) -> tuple[torch.Tensor, list[int]]:
         x = convert_to_tensor(image, dtype=torch.float32)
-        body = find_body(x.cpu().numpy())
+        y = _block_medians(x.cpu().numpy())
+        body = _find_body(y)
         if not body.mask.any():
             raise ValueError(
                 f"case {case!r}: the image shows no body, no bright region of {3 * BLOCK} pixels or more. Is it an MR "
                 "volume, neither a mask nor noise, with its slices along the right axis? Otherwise leave the case out."
             )
-        if body.filling:
-            x = x.masked_fill(x == body.filling[0], body.filling[1])
-        r = ((x - body.low) / (UPPER * max(body.level - body.low, 1e-12))).clamp(0, 4)
-        return r * (1 + r**8) ** (-1 / 8)
+        scaled = torch.cat([_saturate(rows, body) for rows in x.split(4)])  # as much as stays in the cache
+        # a scale keeps the order of intensities, so medians of the scaled image are scaled medians; a filling does not
+        y = _block_medians(scaled.cpu().numpy()) if body.filling else _saturate(torch.as_tensor(y), body).numpy()
+        return scaled, _box(_find_body(y).mask, x.shape)
+
+
+def _saturate(x: torch.Tensor, body: Body) -> torch.Tensor:
+    """Scales `x` float32 to [0, 1]: see the top of this file."""
+    if body.filling:
+        x = x.masked_fill(x == body.filling[0], body.filling[1])
+    r = (x - body.low).div_(UPPER * max(body.level - body.low, 1e-12)).clamp_(0, 4)
+    return r.square().square_().square_().add_(1).sqrt_().sqrt_().rsqrt_().mul_(r)  # pow(8), pow(-1/8) are slow
 
 
 def body_mask(image: np.ndarray, erosion: int = 0) -> np.ndarray:
@@ -145,14 +173,26 @@ def body_mask(image: np.ndarray, erosion: int = 0) -> np.ndarray:
     Returns:
         (H, W, D) bool.
     """
-    mask = ndimage.binary_fill_holes(_largest_bright(image - image.min()), IN_PLANE)
+    outside = np.pad(~_largest_bright(image - image.min()), [(1, 1), (1, 1), (0, 0)], constant_values=True)
+    labels, _ = ndimage.label(outside, np.pad(IN_PLANE, [(0, 0), (0, 0), (1, 1)]))
+    mask = (labels != labels[:1, :1])[1:-1, 1:-1]  # tissue, and holes: what the border of its slice does not reach
     return ndimage.binary_erosion(mask, IN_PLANE, iterations=erosion) if erosion else mask  # 0 would mean: until empty
 
 
 def body_box(image: torch.Tensor) -> torch.Tensor:
-    """Marks the body's in-plane bounding box over all slices, (1, H, W, D) bool like `image`; for `CropForegroundd`."""
-    mask = find_body(np.asarray(image[0])).mask.any(axis=2)  # holes do not change the box
-    if mask.shape != image.shape[1:3]:
-        mask = np.kron(mask, np.ones((BLOCK, BLOCK), bool))
-        mask = np.pad(mask, [(0, n - m) for n, m in zip(image.shape[1:3], mask.shape)])
-    return torch.as_tensor(mask)[None, :, :, None].expand(image.shape)
+    """Marks the body's in-plane bounding box over all slices, (1, H, W, D) bool like `image`, which `ScaleToBodyd`
+    has scaled; for `CropForegroundd`."""
+    box = image.meta.get(BOX) if isinstance(image, MetaTensor) else None
+    top, bottom, left, right = box or _box(find_body(np.asarray(image[0])).mask, image.shape[1:])
+    mask = torch.zeros(image.shape[1:3], dtype=torch.bool)
+    mask[top:bottom, left:right] = True
+    return mask[None, :, :, None].expand(image.shape)
+
+
+def _box(mask: np.ndarray, shape: Sequence[int]) -> list[int]:
+    """Finds first row, end, first column and end of a body's `mask` (`Body.mask`) in an image of `shape` (H, W, D)."""
+    block = 1 if mask.shape == tuple(shape) else BLOCK
+    if not mask.any():
+        return [0, shape[0], 0, shape[1]]
+    rows, columns, _ = ndimage.find_objects(mask.astype(np.uint8))[0]
+    return [int(edge) * block for edge in (rows.start, rows.stop, columns.start, columns.stop)]

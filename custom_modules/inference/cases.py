@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import ignite.distributed as idist
-from monai.data import Dataset, DistributedSampler
+from monai.data import DataLoader, Dataset, DistributedSampler
 
 from custom_modules.data.dicom import OUTPUT_FORMATS, check_source
 from custom_modules.files import NIFTI, check_name, flat_name, stem_of
@@ -74,6 +75,21 @@ def _unique_stems(cases: Sequence[Mapping]) -> list[str]:
     return [  # another case may fall back on its name
         stem if counts[stem] == 1 and (stem == name or stem not in names) else name for name, stem in zip(names, stems)
     ]
+
+
+class LoaderAhead(DataLoader):
+    """MONAI's `DataLoader`, but a thread prepares the next batch while one is computed.
+
+    `ThreadDataLoader` does, too, but an error in its thread ends the run as if all cases had been done.
+    """
+
+    def __iter__(self) -> Iterator:
+        batches = super().__iter__()
+        with ThreadPoolExecutor(1) as thread:
+            following = thread.submit(next, batches, None)
+            while (batch := following.result()) is not None:
+                following = thread.submit(next, batches, None)
+                yield batch
 
 
 class CaseSampler(DistributedSampler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 
 import torch
@@ -39,8 +40,10 @@ class CheckVolumed(MapTransform):
                 f"{where} is 4D with {shape[0]} channels or time points; split it into 3D files, or name one by "
                 f'"channel": 0 in the datalist.'
             )
-        if count := int((~torch.isfinite(image)).sum()):
+        low, high = map(float, image.aminmax())  # NaN where there is one
+        if not math.isfinite(high - low):
+            count = int((~torch.isfinite(image)).sum())
             raise ValueError(f"{where} holds {count} NaN or infinite voxels; replace them before use.")
-        if image.min() == image.max():
-            raise ValueError(f"{where} is constant ({float(image.min()):g} everywhere): an empty or broken file.")
+        if low == high:
+            raise ValueError(f"{where} is constant ({low:g} everywhere): an empty or broken file.")
         return image

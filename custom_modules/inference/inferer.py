@@ -156,7 +156,7 @@ class SaliencyInferer(Inferer):
         """Blurs the maps `a` (B, C, H, W) and multiplies them by the intensities of `x_0` (B, 1, H, W) in [-1, 1]."""
         if self.blur:
             a = GaussianFilter(2, self.blur).to(a.device)(a)  # each channel by itself
-        return a * ((x_0 + 1) / 2).clamp(min=0) ** self.intensity_power
+        return a * ((x_0 + 1) / 2).clamp(min=0) ** self.intensity_power if self.intensity_power else a
 
     def _gate(self, slices: torch.Tensor, network: nn.Module, tags: torch.Tensor | None) -> torch.Tensor:
         """Scores each of the slices (D, 1, H, W): the classifier's probability of y1, or 0 and 1; (D,) float."""

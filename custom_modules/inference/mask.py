@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.transforms.utils import get_largest_connected_component_mask
+from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from custom_modules.inference.uncertainty import expected_dice, voxel_entropy
@@ -61,8 +62,10 @@ class SaliencyToMaskd(MapTransform):
         for key in self.key_iterator(out):
             pred = out[key].cpu()  # where masks are made
             region = pred[-1:].as_tensor() > 0.5
-            maps = (pred[:-1] * region).to(torch.float32)
-            saliency = maps.mean(dim=0, keepdim=True)
+            maps = torch.zeros_like(pred[:-1], dtype=torch.float32)
+            for rows, columns in _box(region[0].numpy()):
+                maps[:, rows, columns] = pred[:-1, rows, columns] * region[:, rows, columns]
+            saliency = maps.mean(dim=0, keepdim=True) if len(maps) > 1 else maps
             mask = self._mask(saliency, region)
             if "stem" in out:  # what SaveImaged names the files by
                 saliency.meta["filename_or_obj"] = f"{out['stem']}.nii.gz"
@@ -77,11 +80,20 @@ class SaliencyToMaskd(MapTransform):
     def _mask(self, saliency: MetaTensor, region: torch.Tensor) -> torch.Tensor:
         """Makes the mask uint8 of one `saliency` in `region`, all (1, H, W, D)."""
         axis = slice_axis_of(np.asarray(saliency.affine.cpu()), self.orientation)
-        slices = [np.moveaxis(np.asarray(v[0].cpu()), axis, 0) for v in (saliency, region)]
-        mask = np.moveaxis(threshold_slices(*slices, self.threshold), 0, axis)
-        if self.num_components:
-            mask = get_largest_connected_component_mask(mask, num_components=self.num_components)
-        return torch.as_tensor(mask.astype(np.uint8))[None]
+        saliency, region = saliency[0].cpu().numpy(), region[0].cpu().numpy()
+        out = np.zeros(region.shape, np.uint8)
+        for box in _box(region):
+            slices = (np.moveaxis(volume[box], axis, 0) for volume in (saliency, region))
+            mask = np.moveaxis(threshold_slices(*slices, self.threshold), 0, axis)
+            if self.num_components:
+                mask = get_largest_connected_component_mask(mask, num_components=self.num_components)
+            out[box] = mask
+        return torch.as_tensor(out)[None]
+
+
+def _box(region: np.ndarray) -> list[tuple[slice, slice]]:
+    """Finds the box of `region` (H, W, D) bool along H and W, beyond which nothing counts; none where it is empty."""
+    return ndimage.find_objects(region.any(axis=2).astype(np.uint8))
 
 
 def threshold_slices(

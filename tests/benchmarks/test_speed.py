@@ -46,4 +46,8 @@ def test_the_quick_benchmark_writes_ratios_and_agreement(tmp_path, capsys):
     assert report["compact"]["parameters"] > 1e6
     rows = {row["name"]: row for row in report["compact"]["rows"]}
     assert rows["default"]["correlation"] > 0.99 and rows["released procedure"]["network_calls"] == 20
+    stages = report["seconds_per_volume"]
+    assert list(stages) == ["reading", "preparing", "method", "back", "writing", "total"] and min(stages.values()) > 0
+    assert report["pipeline_over_method"] == pytest.approx(stages["total"] / stages["method"])
+    assert 0 < report["cpu_seconds_per_volume"]["method"] < report["cpu_seconds_per_volume"]["total"]
     assert "| default |" in capsys.readouterr().out
