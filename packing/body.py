@@ -47,6 +47,35 @@ def find_filling(y: Tensor) -> tuple[bool, float, float]:
     return constant < low - (middle - low) and ((constant < 0.0 and low >= 0.0) or whole), constant, low
 
 
+def level_slices(volume: Tensor) -> Tensor:
+    """Brings slices of `volume` (D, H, W) far from their neighbours' level to it, and fills dead ones from them."""
+    y = block_medians(volume).flatten(1)
+    low = percentile(percentile(y, 2.0), 50.0)
+    level = (percentile(y, 98.0) - low).clamp(min=0)
+    usual, depth = percentile(level, 75.0), len(level)
+    gains, dead = torch.ones_like(level), torch.zeros_like(level, dtype=torch.bool)
+    for k in range(depth):
+        near: list[Tensor] = []
+        if k > 0:
+            near.append(percentile(level[max(k - 3, 0) : k], 50.0))
+        if k < depth - 1:
+            near.append(percentile(level[k + 1 : k + 4], 50.0))
+        if len(near) == 0:
+            continue
+        sides = torch.stack(near)
+        dark = len(near) == 2 and bool(level[k] < 0.5 * sides.min())
+        bright = bool(level[k] > 1.75 * sides.max()) and bool(1.75 * sides.max() > 0.2 * usual)
+        if dark and bool(level[k] < 0.15 * sides.min()):
+            dead[k] = True
+        elif dark or bright:
+            gains[k] = sides.mean() / level[k]
+    volume = torch.where((gains == 1)[:, None, None], volume, (volume - low) * gains[:, None, None] + low)
+    sound = (~dead).nonzero().flatten()
+    for k in dead.nonzero().flatten():
+        volume[k] = (volume[sound[sound < k][-1]] + volume[sound[sound > k][0]]) / 2
+    return volume
+
+
 def find_body(volume: Tensor) -> tuple[float, float, Tensor, Tensor]:
     """Finds the body in `volume` (D, H, W) float32: `low`, `level`, the mask (D, H / 3, W / 3) bool, and the volume in
     which a filling has become background."""
@@ -73,7 +102,7 @@ def scale_to_body(volume: Tensor) -> Tensor:
     Raises:
         ValueError: the volume shows no body.
     """
-    low, level, mask, filled = find_body(volume)
+    low, level, mask, filled = find_body(level_slices(volume))
     if not bool(mask.any()):
         raise ValueError("the volume shows no body: nothing is left of its bright voxels after opening")
     r = ((filled - low) / (1.4 * max(level - low, 1e-12))).clamp(0, 4)

@@ -11,12 +11,13 @@ artefact, one cold voxel, a padding of -1024, an offset. The statistics used her
     x'     r (1 + r^8)^(-1/8) with r = max(x - low, 0) / (1.4 (level - low)): linear, then saturating at 1
 
 A constant that surrounds the image without being its background (padding, zeros around z-scored tissue) is replaced by
-a background intensity first.
+a background intensity first, and a slice that is far brighter or darker than its neighbours is brought to their level.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -29,10 +30,12 @@ from monai.utils import convert_to_dst_type, convert_to_tensor
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+logger = logging.getLogger(__name__)
 CROSS = ndimage.generate_binary_structure(2, 1)  # a pixel and its four neighbours
 IN_PLANE = CROSS[:, :, None]  # the same in each slice of a volume (H, W, D)
 BLOCK = 3  # pixels
 UPPER = 1.4  # times the body's level: about the 99.5th percentile of a volume (LGG, BraTS, CHAOS: 1.4 to 1.6)
+BRIGHT, DARK, DEAD = 1.75, 0.5, 0.15  # times the neighbours' level; of 56 volumes, no slice strays by as much
 BOX = "body_box"  # key of the meta data under which the box travels from the scale to the crop
 # Compare and exchange these pairs of nine values, and the fifth is their median (Paeth, Graphics Gems, 1990)
 MEDIAN_OF_9 = "12 45 78 01 34 67 12 45 78 03 58 47 36 14 25 47 42 64 42"
@@ -121,6 +124,41 @@ def _largest_bright(image: np.ndarray) -> np.ndarray:
     return get_largest_connected_component_mask(mask, connectivity=1)
 
 
+def level_slices(image: torch.Tensor, y: np.ndarray) -> tuple[torch.Tensor, np.ndarray, list[int]]:
+    """Brings slices whose level strays from their neighbours' to the neighbours' level, and fills dead ones from them.
+
+    The level of a slice is its 98th percentile of `y` above the background, that of its neighbours the median of up to
+    three slices on either side: anatomy changes slowly enough. The slices at both ends may be dark.
+
+    Args:
+        image: (H, W, D) float32.
+        y: medians of its blocks, (H / 3, W / 3, D).
+
+    Returns:
+        `image` and `y`, mended (or themselves), and the indices of the slices that strayed.
+    """
+    bottom, top = np.percentile(y.reshape(-1, y.shape[2]), [2, 98], axis=0)
+    low = np.median(bottom)
+    level = np.maximum(top - low, 0)
+    sides = [(level[max(k - 3, 0) : k], level[k + 1 : k + 4]) for k in range(len(level))]
+    near = [[float(np.median(side)) for side in pair if side.size] for pair in sides]
+    usual = np.percentile(level, 75)
+    dark = [len(n) == 2 and own < DARK * min(n) for own, n in zip(level, near)]
+    stray = [d or (bool(n) and own > BRIGHT * max(n) > 0.2 * usual) for own, n, d in zip(level, near, dark)]
+    if not any(stray):
+        return image, y, []
+    image, y = image.clone(), y.copy()
+    sound = [k for k, d in enumerate(dark) if not (d and level[k] < DEAD * min(near[k]))]
+    for volume in (image, y):
+        for k in np.flatnonzero(stray):
+            if k in sound:
+                volume[..., k] = (volume[..., k] - low) * float(np.mean(near[k]) / level[k]) + low
+        for k in np.setdiff1d(np.flatnonzero(stray), sound):
+            closest = [max(n for n in sound if n < k), min(n for n in sound if n > k)]
+            volume[..., k] = volume[..., closest].mean(-1)
+    return image, y, np.flatnonzero(stray).tolist()
+
+
 class ScaleToBodyd(MapTransform):
     """Scales a volume (1, H, W, D) to [0, 1], float32: background 0, bright tissue near 0.7, 1 at saturation.
 
@@ -142,7 +180,12 @@ class ScaleToBodyd(MapTransform):
 
     def _scale(self, image: torch.Tensor, case: str) -> tuple[torch.Tensor, list[int]]:
         x = convert_to_tensor(image, dtype=torch.float32)
-        y = _block_medians(x.cpu().numpy())
+        x, y, stray = level_slices(x, _block_medians(x.cpu().numpy()))
+        if stray:
+            logger.warning(
+                "case %s: slices %s are far brighter or darker than their neighbours and were brought to their level; "
+                "check the masks there.", case, stray,
+            )  # fmt: skip
         body = _find_body(y)
         if not body.mask.any():
             raise ValueError(

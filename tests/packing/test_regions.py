@@ -62,14 +62,17 @@ def test_the_body_is_that_of_the_bundle(blobs, erosion):
 
 
 @pytest.mark.parametrize("shape", [(9, 90, 78), (8, 91, 80), (1, 60, 50)])
-@pytest.mark.parametrize("background", ["noise", "zeros", "padding", "z-scored"])
+@pytest.mark.parametrize("background", ["noise", "zeros", "padding", "z-scored", "bright slice", "dark", "dead"])
 def test_scale_and_box_are_those_of_the_bundle(shape, background):
     """Volumes whose sides are multiples of the blocks, or not; of an even and an odd number of slices, or a single."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[: shape[1], : shape[2]]
     inside = np.hypot(rows - shape[1] / 2, columns - shape[2] / 2) < 20
     image = ndimage.gaussian_filter(random.normal(0, 60, shape), (0, 1, 1)) + 100 * inside
+    strays = {name: np.where(np.arange(shape[0])[:, None, None] == 4, image * gain, image)
+              for name, gain in (("bright slice", 4), ("dark", 0.3), ("dead", 0))}  # fmt: skip
     image = {
+        **strays,
         "noise": image,
         "zeros": image * inside,
         "padding": np.where(rows < 12, -1024, image),
