@@ -8,6 +8,7 @@ it back to the input's grid.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -25,6 +26,7 @@ from custom_modules.data.tag_volume import tags_of_volume
 from custom_modules.inference.body import body_mask
 from custom_modules.networks.precision import autocast
 
+logger = logging.getLogger(__name__)
 GATES = ("classifier", "tags", "all")
 FACTS = "inference"  # key of the meta data under which the inferer's facts travel
 
@@ -132,25 +134,40 @@ class SaliencyInferer(Inferer):
         score = self._gate(slices, network, tags)
         chosen = (score > (self.gate_threshold if self.gate == "classifier" else 0)) & body.flatten(1).any(dim=1)
         indices = chosen.nonzero().flatten().tolist()
-        saliency = slices.new_zeros(slices.shape)
-        seconds = []
-        batches = range(0, len(indices), self.batch_size)
-        for first in tqdm(batches, desc="slices", unit="batch", leave=False, disable=idist.get_rank() > 0):
-            batch = indices[first : first + self.batch_size]
-            x_0 = slices[batch].contiguous()
-            start = _clock(volume.device)
-            a = self.method(x_0, network, batch)
-            seconds += [(_clock(volume.device) - start) / len(batch)] * len(batch)
-            if first == 0:
-                saliency = slices.new_zeros(len(slices), *a.shape[1:])
-            saliency[batch] = self._weigh(a, x_0)
+        saliency, warm = self._maps(slices, indices, network)
         saliency = smooth_along(saliency, chosen, self.smoothing)
         region = (body & chosen[:, None, None])[:, None].to(saliency)
-        warm = seconds[self.batch_size :] or seconds  # the first batch warms up
         facts = {"seconds_per_slice": sum(warm) / max(len(warm), 1), "n_slices": len(indices)}
         if self.gate == "classifier":
             facts["gate_probability"] = score
         return torch.cat([saliency, region], dim=1).movedim(0, -1), facts
+
+    def _maps(
+        self, slices: torch.Tensor, indices: Sequence[int], network: nn.Module
+    ) -> tuple[torch.Tensor, list[float]]:
+        """Runs the method on slices `indices` of `slices` (D, 1, H, W), in smaller batches where memory is short.
+
+        Returns the weighed maps (D, C, H, W), 0 elsewhere, and the seconds of each slice after the first batch.
+        """
+        saliency, seconds, first, size = slices.new_zeros(slices.shape), [], 0, self.batch_size
+        with tqdm(total=len(indices), desc="slices", unit="slice", leave=False, disable=idist.get_rank() > 0) as bar:
+            while batch := list(indices[first : first + size]):
+                x_0, start = slices[batch].contiguous(), _clock(slices.device)
+                try:
+                    a = self.method(x_0, network, batch)
+                except torch.OutOfMemoryError:
+                    if len(batch) == 1:
+                        raise
+                    size = len(batch) // 2
+                    logger.warning("out of memory with batch_size %d; going on with %d.", len(batch), size)
+                    continue
+                seconds += [(_clock(slices.device) - start) / len(batch)] * len(batch)
+                if first == 0:
+                    saliency = slices.new_zeros(len(slices), *a.shape[1:])
+                saliency[batch] = self._weigh(a, x_0)
+                first += len(batch)
+                bar.update(len(batch))
+        return saliency, seconds[size:] or seconds  # the first batch warms up
 
     def _weigh(self, a: torch.Tensor, x_0: torch.Tensor) -> torch.Tensor:
         """Blurs the maps `a` (B, C, H, W) and multiplies them by the intensities of `x_0` (B, 1, H, W) in [-1, 1]."""

@@ -36,7 +36,7 @@ from torch import nn
 from custom_modules.networks.precision import autocast
 
 INTENSITIES = (0.9, 1.0, 1.1)  # of aug_smooth
-CHUNK = 128  # masked slices in one forward pass of ScoreCAM: bounds its memory, changes nothing else
+CHUNK = 2**19  # pixels in one forward pass of ScoreCAM: bounds its memory, changes nothing else
 
 
 def scale_intensity(x: torch.Tensor, factor: float | torch.Tensor) -> torch.Tensor:
@@ -120,7 +120,7 @@ def scorecam(A: torch.Tensor, network: nn.Module, x: torch.Tensor) -> torch.Tens
     """
     pairs = torch.cartesian_prod(*(torch.arange(n, device=x.device) for n in A.shape[:2]))  # all slices and channels
     scores = []
-    for chunk in pairs.split(CHUNK):
+    for chunk in pairs.split(max(1, CHUNK // x[0].numel())):
         b, k = chunk.T
         mask = min_max(upsample(A[b, k][:, None], x))
         scores.append(positive_logit(network, scale_intensity(x[b], mask)))

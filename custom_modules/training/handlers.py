@@ -78,10 +78,14 @@ class TagMetrics:
 
 
 class TrainingProgress(ProgressBar):
-    """Shows the loss on Ignite's progress bar."""
+    """Shows the loss on Ignite's progress bar, now and then: to read it, a GPU has to finish all that is queued."""
 
     def __init__(self) -> None:
         super().__init__(desc="training")
 
     def attach(self, engine: Engine) -> None:
-        super().attach(engine, output_transform=lambda output: {"loss": float(output["loss"].detach())})
+        super().attach(
+            engine,
+            output_transform=lambda output: {"loss": float(output["loss"].detach())},
+            event_name=Events.ITERATION_COMPLETED(every=10),
+        )

@@ -184,3 +184,20 @@ def test_the_map_is_blurred_in_the_slice_and_before_the_intensity():
 def test_negative_weights_are_refused(setting):
     with pytest.raises(ValueError, match=f"{setting} must be >= 0; got -1"):
         inferer(**{setting: -1})
+
+
+def test_a_batch_that_does_not_fit_is_halved(caplog):
+    sizes = []
+
+    def hungry(x_0, network, slices, most=2):
+        sizes.append(len(x_0))
+        if len(x_0) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x_0 + 2
+
+    image = ball()
+    found = inferer(hungry, batch_size=DEPTH)(image, nn.Identity())
+    assert sizes == [5, 2, 2, 1] and "out of memory with batch_size 5; going on with 2" in caplog.text
+    assert torch.equal(found, inferer(lambda x_0, *_: x_0 + 2, batch_size=2)(image, nn.Identity()))
+    with pytest.raises(torch.OutOfMemoryError):
+        inferer(lambda *given: hungry(*given, most=0), batch_size=DEPTH)(image, nn.Identity())
