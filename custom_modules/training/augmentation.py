@@ -131,8 +131,8 @@ class Augmentation(nn.Module):
         grid = functional.affine_grid(theta, list(x.shape), align_corners=False)
         if self.warp:
             coarse = _uniform(x, -2 * self.warp_size, 2 * self.warp_size, 2 * 5 * 5).view(-1, 2, 5, 5)
-            smooth = functional.interpolate(coarse, x.shape[2:], mode="bicubic", align_corners=True)
-            grid = grid + (smooth * _happens(self.warp, x)).movedim(1, -1)
+            rows, columns = (_bicubic(5, size, x.device) for size in x.shape[2:])
+            grid = grid + (rows @ coarse @ columns.T * _happens(self.warp, x)).movedim(1, -1)
         return grid
 
     def _without_skull(self, x: torch.Tensor) -> torch.Tensor:
@@ -140,9 +140,8 @@ class Augmentation(nn.Module):
         width = x.shape[-1]
         closing = width // 16  # fills ventricles and the dark skull
         depth = int(torch.rand(1) * self.strip_depth * width) + 1  # on the CPU: a number the device need not tell
-        outside = 1 - functional.max_pool2d((x > TISSUE).float(), 2 * closing + 1, stride=1, padding=closing)
-        beyond = functional.pad(outside, [closing + depth] * 4, value=1.0)  # a body may reach the slice's edge
-        inside = 1 - functional.max_pool2d(beyond, 2 * (closing + depth) + 1, stride=1)
+        outside = 1 - _dilated((x > TISSUE).float(), closing, beyond=0.0)
+        inside = 1 - _dilated(outside, closing + depth, beyond=1.0)  # a body may reach the slice's edge
         return torch.where(_happens(self.strip, x), x * inside, x)
 
     def _field_of_view(self, x: torch.Tensor) -> torch.Tensor:
@@ -209,6 +208,19 @@ def _boxes(x: torch.Tensor) -> torch.Tensor:
     for axis in _coordinates(x):
         inside &= (axis - _uniform(x, -0.9, 0.9)).abs() < _uniform(x, 0.05, 0.25)
     return inside
+
+
+def _bicubic(count: int, size: int, device: torch.device) -> torch.Tensor:
+    """Gives the matrix (size, count) that interpolates `count` values; much faster than to interpolate every slice."""
+    unit = torch.eye(count, device=device)[None, :, :, None]
+    return functional.interpolate(unit, (size, 1), mode="bicubic", align_corners=True)[0, :, :, 0].T
+
+
+def _dilated(mask: torch.Tensor, radius: int, beyond: float) -> torch.Tensor:
+    """Grows a mask (B, 1, H, W) float32 by `radius` pixels to all sides; outside the slice it is `beyond`."""
+    for kernel, padding in (((2 * radius + 1, 1), (0, 0, radius, radius)), ((1, 2 * radius + 1), (radius, radius))):
+        mask = functional.max_pool2d(functional.pad(mask, padding, value=beyond), kernel, stride=1)
+    return mask
 
 
 def _halved(x: torch.Tensor) -> torch.Tensor:
