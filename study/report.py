@@ -15,10 +15,11 @@ import nibabel as nib
 from matplotlib.figure import Figure
 
 from custom_modules.files import atomic_path
+from custom_modules.report.html import note, page
 from study.figures.comparison import draw_comparison, ranked
 from study.figures.pictures import COLUMNS, NothingToDraw, annotate, draw_case, draw_gallery, panels, save
 from study.figures.sweeps import draw_ablation, draw_strips
-from study.page import note, page, picture
+from study.page import picture
 from study.report_tables import dice_by_case, key_numbers, measures_of_runs, provenance_section
 from study.results import Results, Run, read_results
 from study.volumes import Case, case_folders, read_case, read_facts
