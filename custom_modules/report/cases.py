@@ -16,16 +16,17 @@ from skimage.measure import find_contours
 
 from custom_modules.data.labels import load_label, target_mask
 from custom_modules.data.reader import VolumeReader, open_nifti
-from custom_modules.files import result_file
 from custom_modules.inference.mask import slice_axis_of
 from custom_modules.report.html import note
 from custom_modules.report.slices import View, is_placed, jpeg, picture_size
 
-LEAST, SIZE = 5, 256  # pictures a case, pixels
-WINDOW = (1, 99.5)  # percentiles of the pictured slices that become black and white
+LEAST, SIZE = 6, 256  # pictures a case, pixels
+WINDOW = (1, 99.9)  # percentiles of the pictured slices that become black and white
 
 
-def measure(folder: Path, facts: Mapping, label: str | None, probabilities: bool) -> tuple[dict, str]:
+def measure(
+    folder: Path, facts: Mapping, label: str | None, probabilities: bool, doubt: Sequence[np.ndarray] | None = None
+) -> tuple[dict, str]:
     """Measures a case and draws its slices.
 
     Args:
@@ -33,6 +34,7 @@ def measure(folder: Path, facts: Mapping, label: str | None, probabilities: bool
         facts: the case's provenance.
         label: file of the truth; None: none was given.
         probabilities: the saliency map holds probabilities.
+        doubt: `doubts` of the case, if they are known without reading it.
 
     Returns:
         {"voxels", "ml" (None where the file gives no voxel size), "first", "last" (slices of the mask, or None)},
@@ -54,8 +56,8 @@ def measure(folder: Path, facts: Mapping, label: str | None, probabilities: bool
         "last": int(found[-1]) if found.size else None,
     }
     target = mask if truth is None else mask | truth
-    doubt = _doubt(folder, probabilities)
-    slices = choose_slices(_areas(target, view.axis), None if doubt is None else _areas(doubt, view.axis))
+    doubt = _stored_doubts(folder, probabilities) if doubt is None else doubt
+    slices = choose_slices(_areas(target, view.axis), None if doubt is None else doubt[view.axis])
     figures = _figures(image, mask, truth, view, slices, view.sides if placed else {})
     remark = "" if placed else note("The file does not say where left and right are, nor how large a voxel is.")
     return numbers, f'{remark}<div class="slices">{figures}</div>'
@@ -79,15 +81,27 @@ def _areas(volume: np.ndarray, axis: int) -> np.ndarray:
     return volume.sum(axis=tuple(other for other in range(3) if other != axis))
 
 
-def _doubt(folder: Path, probabilities: bool) -> np.ndarray | None:
-    """Reads the entropy of each voxel (H, W, D), or p (1 - p), which has its maximum in the same place."""
-    file = folder / f"{folder.name}_uncertainty.nii.gz"
-    if file.is_file():
-        return np.asarray(nib.load(file).dataobj)
-    if not probabilities:
-        return None
-    p = np.asarray(nib.load(result_file(folder.parent, folder.name, "saliency.nii.gz")).dataobj)
-    return p * (1 - p)
+def doubts(volume: np.ndarray, entropy: bool) -> list[np.ndarray]:
+    """Sums how unsure each slice is, along each of the three axes: three arrays, of (H,), (W,) and (D,).
+
+    Args:
+        volume: (H, W, D): the entropy of each voxel, or the probability p. Of that p (1 - p) is taken, which has its
+            maximum in the same place, and of every other voxel: it only has to rank the slices.
+        entropy: which of the two it is.
+    """
+    sums = []
+    for axis in range(3):
+        part = volume[tuple(slice(None, None, 1 if other == axis else 2) for other in range(3))]
+        sums.append(_areas(part if entropy else part * (1 - part), axis))
+    return sums
+
+
+def _stored_doubts(folder: Path, probabilities: bool) -> list[np.ndarray] | None:
+    for name, entropy in {"uncertainty": True, "saliency": False}.items():
+        file = folder / f"{folder.name}_{name}.nii.gz"
+        if file.is_file() and (entropy or probabilities):
+            return doubts(np.asarray(nib.load(file).dataobj), entropy)
+    return None
 
 
 def choose_slices(areas: np.ndarray, doubt: np.ndarray | None = None) -> dict[int, str]:
@@ -103,8 +117,8 @@ def choose_slices(areas: np.ndarray, doubt: np.ndarray | None = None) -> dict[in
         middle = found[(len(found) - 1) // 2]
         for name, index in {"first": found[0], "middle": middle, "largest": areas.argmax(), "last": found[-1]}.items():
             named.setdefault(int(index), []).append(name)
-    if doubt is not None and doubt.any():
-        named.setdefault(int(doubt.argmax()), []).append("least sure")
+    if doubt is not None and np.any(doubt):
+        named.setdefault(int(np.argmax(doubt)), []).append("least sure")
     others = found if found.size else np.linspace(0, len(areas) - 1, LEAST + 2).round().astype(int)[1:-1]
     while len(named) < LEAST and (left := [int(k) for k in others if k not in named]):
         named[max(left, key=lambda k: min((abs(k - other) for other in named), default=0))] = []  # into widest gap

@@ -23,7 +23,7 @@ from custom_modules.report.html import note, page, row, table
 MAX_PICTURED = 200  # cases; a page of these has about 12 MB
 SECTION = re.compile(r'<div data-key="(\w+)" data-numbers="([^"]*)">(.*?)</div><!-- end -->', re.DOTALL)
 STYLE = """
-.slices { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(46%, 12rem), 1fr)); gap: 0.4rem 0.6rem; }
+.slices { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(46%, 10.4rem), 1fr)); gap: 0.4rem 0.6rem; }
 .slices figure { margin: 0; }
 .slices svg { display: block; width: 100%; height: auto; border-radius: 0.35rem; background: #000; }
 .slices path { fill: none; stroke: #ff9d2e; stroke-width: 1.5; vector-effect: non-scaling-stroke; }
@@ -41,12 +41,16 @@ section h2 { margin: 0 0 0.3rem; padding: 0; border: 0; }
 .key .truth::before { border-color: #12a5b5; }
 th button { all: unset; cursor: pointer; }
 th button:focus-visible { outline: 2px solid var(--accent); }
-th button::after { content: " ↕"; }
+th button:hover { text-decoration: underline; }
 th[aria-sort=ascending] button::after { content: " ↑"; }
 th[aria-sort=descending] button::after { content: " ↓"; }
-td.warn { color: var(--accent); text-align: left; min-width: 9rem; }
+a { color: inherit; }
+tbody th { min-width: 8.5rem; overflow-wrap: anywhere; }
+tbody td { white-space: nowrap; }
+table.text td { white-space: normal; overflow-wrap: anywhere; }
+.warn { display: block; color: var(--accent); font-weight: 400; }
 @media (max-width: 40rem) { body { padding: 1.2rem 0.9rem 2rem; } h1 { font-size: 1.5rem; } th, td { padding: 0.35rem; }
-  table { font-size: 0.85rem; } }
+  table { font-size: 0.85rem; } table.sorted tr > :nth-child(3) { display: none; } }
 """
 SCRIPT = """
 const value = (row, i) => {
@@ -81,6 +85,7 @@ class Run(NamedTuple):
         labels: {stem: file of the truth}, of an evaluation.
         training_cases: names of the cases that the weights have learned from.
         probability_methods: methods whose maps are probabilities.
+        doubts: {stem: what `doubts` returns of its entropy or probability}, of the cases that were done just now.
     """
 
     name: str
@@ -89,6 +94,7 @@ class Run(NamedTuple):
     labels: Mapping[str, str] = {}
     training_cases: frozenset[str] = frozenset()
     probability_methods: tuple[str, ...] = ()
+    doubts: Mapping[str, list] = {}
 
 
 class Entry(NamedTuple):
@@ -126,12 +132,14 @@ def _entry(file: Path, run: Run, known: Mapping[str, tuple[dict, str]], pictured
     if key in known:
         numbers, html = known[key]
     else:
+        probabilities, doubt = method in run.probability_methods, run.doubts.get(folder.name)
         try:
-            numbers, html = measure(folder, facts, label, method in run.probability_methods)
+            numbers, html = measure(folder, facts, label, probabilities, doubt)
         except Exception as error:  # whatever a file may hold: the other cases are shown
             numbers, html = {}, note(f"No pictures: {' '.join(str(error).split()) or type(error).__name__}")
         html = html if pictured else note(f"No pictures: they are of the {MAX_PICTURED} newest cases.")
     warnings = ["in the training list of the weights"] * (facts.get("case") in run.training_cases)
+    warnings += ["failed in the latest run: this result is older"] * (facts.get("case") in run.failures)
     warnings += ["nothing found"] * (numbers.get("voxels") == 0) + list(facts.get("warnings") or ())
     marked = f'<div data-key="{key}" data-numbers="{escape(json.dumps(numbers))}">{html}</div><!-- end -->'
     return Entry(folder.name, facts, numbers, rows.get("volume", {}), warnings, marked)
@@ -167,19 +175,21 @@ def _table(entries: list[Entry]) -> str:
         "Volume": lambda entry: _volume(entry.numbers),
         "Slices": lambda entry: _extent(entry.numbers),
         "Expected Dice": lambda entry: _number(entry.facts.get("expected_dice"), "{:.2f}"),
-        "Dice of the volume": lambda entry: _number(entry.rows.get("volume_dice"), "{:.3f}"),
-        "Warnings": lambda entry: _cell("; ".join(entry.warnings), len(entry.warnings), "warn"),
+        "Dice": lambda entry: _number(entry.rows.get("volume_dice"), "{:.3f}"),
+        "Warnings": lambda entry: _cell(str(len(entry.warnings) or ""), len(entry.warnings)),
     }
     cells = {name: [cell(entry) for entry in entries] for name, cell in columns.items()}
     cells = {name: column for name, column in cells.items() if any(not cell.endswith("></td>") for cell in column)}
-    names = [f'<a href="#{escape(entry.stem)}">{escape(str(entry.facts.get("case")))}</a>' for entry in entries]
-    rows = (
-        [row(name, line) for name, line in zip(names, zip(*cells.values()))] if cells else [row(n, []) for n in names]
-    )
-    caption = "A click on a column's head sorts."
+    rows = [row(_name(entry), [column[i] for column in cells.values()]) for i, entry in enumerate(entries)]
+    hint = "A click on a column's head sorts."
     if "Expected Dice" in cells:
-        caption += " Expected Dice: what the method itself expects of its mask; the lowest are worth a look first."
-    return table(["Case", *cells], [("", rows)], caption, "sorted")
+        hint += " Expected Dice: what the method itself expects of its mask; the lowest are worth a look first."
+    return f"<h2>Cases</h2>{table(['Case', *cells], [('', rows)], kind='sorted')}<p><small>{hint}</small></p>"
+
+
+def _name(entry: Entry) -> str:
+    warnings = "".join(f'<small class="warn">{escape(warning)}</small>' for warning in entry.warnings)
+    return f'<a href="#{escape(entry.stem)}">{escape(str(entry.facts.get("case")))}</a>{warnings}'
 
 
 def _volume(numbers: Mapping) -> str:
@@ -191,15 +201,15 @@ def _volume(numbers: Mapping) -> str:
 def _extent(numbers: Mapping) -> str:
     if numbers.get("first") is None:
         return _cell("", "")
-    return _cell(f"{numbers['first']} to {numbers['last']}", numbers["first"])
+    return _cell(f"{numbers['first']}–{numbers['last']}", numbers["first"])
 
 
 def _number(value: float | None, form: str) -> str:
     return _cell("", "") if value is None else _cell(form.format(value), value)
 
 
-def _cell(text: str, value: float | str, kind: str = "") -> str:
-    return f'<td{f" class={kind}" if kind else ""} data-value="{value}">{escape(text)}</td>'
+def _cell(text: str, value: float | str) -> str:
+    return f'<td data-value="{value}">{escape(text)}</td>'
 
 
 def _section(entry: Entry) -> str:
