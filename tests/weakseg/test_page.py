@@ -17,7 +17,7 @@ from tests.helpers.bundles import SHAPE, TAGS, head, save_nifti
 from tests.helpers.series import save_series
 from weakseg.page import write_page
 
-ODD = "it's </script><b>"
+ODD = "it's <!--<script> <b>"
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def test_an_axis_of_its_own_is_counted_and_the_front_is_up(cases, tmp_path):
     write_page(cases[:1], tmp_path / "lps.html")
     turned, lps = (content(tmp_path / page)["cases"][0] for page in ("tags.html", "lps.html"))
     assert turned["sides"] == lps["sides"] and len(turned["slices"]) == SHAPE[2]
-    for one, other in zip(turned["slices"], lps["slices"]):  # other blocks of 3 x 3 pixels make another brightness
-        np.testing.assert_allclose(pixels(one), pixels(other), atol=12)
+    for one, other in zip(turned["slices"], lps["slices"]):  # but for JPEG, and blocks of 3 x 3 counted from elsewhere
+        assert np.abs(pixels(one) - pixels(other)).mean() < 4 < pixels(one).std()
 
 
 def test_names_end_nothing_and_only_its_own_script_runs(cases, tmp_path):

@@ -41,9 +41,8 @@ def downloaded(folder, name):
 def labels_of(root, tags):
     """The slice tags that the datalist's builder makes of a CSV."""
     build_datalist(["volumes", "--root", str(root), "--output", str(root / "list.json"), "--tags", str(tags)])
-    lists = json.loads((root / "list.json").read_text())
-    return {item["case"]: item["slice_labels"] for items in lists.values() if items for item in items
-            if isinstance(item, dict)}  # fmt: skip
+    lists = [items for items in json.loads((root / "list.json").read_text()).values() if isinstance(items, list)]
+    return {item["case"]: item["slice_labels"] for item in sum(lists, []) if isinstance(item, dict)}
 
 
 @pytest.fixture

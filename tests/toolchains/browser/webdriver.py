@@ -91,4 +91,4 @@ class Browser:
             self._call("DELETE", "")
         finally:
             self.process.terminate()
-            self.process.wait()
+            self.process.communicate()
