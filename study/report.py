@@ -31,11 +31,14 @@ MAX_SHOWN = 60  # cases of an inference
 def write_report(output_dir: str | Path, output: Path | None = None) -> Path:
     """Write the page of a results folder, by default `<output_dir>/report.html`; return its path.
 
+    Of an evaluation or an inference it is `study.html`: they write a `report.html` of their own.
+
     Raises:
         FileNotFoundError: the folder holds no results.
     """
     results = read_results(output_dir)
-    output = Path(output_dir) / "report.html" if output is None else Path(output)
+    name = "report.html" if results.kind == "study" else "study.html"
+    output = Path(output_dir) / name if output is None else Path(output)
     with atomic_path(output) as aside:
         aside.write_text(_render(results), encoding="utf-8")
     return output

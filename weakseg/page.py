@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from custom_modules.inference.cases import reason
 from custom_modules.inference.checks import CheckVolumed
 from custom_modules.report.slices import View, is_placed, jpeg, picture_size
 
+logger = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).with_name("page.html")
 SIZE = 256  # pixels, of the longer side: about 6 kB a slice, 1 MB a volume of 155 slices
 READ = Compose(
@@ -63,6 +65,7 @@ def write_page(
             shown.append(_draw(case, slice_axis, size))
         except Exception as error:  # whatever a file may hold
             skipped[case["case"]] = reason(error)
+            logger.warning("%s is not on the page: %s", case["case"], skipped[case["case"]])
     if not shown:
         raise ValueError("no case can be shown. " + " ".join(f"{case}: {why}" for case, why in skipped.items()))
     _add_tags(shown, known, set(skipped))
