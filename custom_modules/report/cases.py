@@ -86,12 +86,12 @@ def doubts(volume: np.ndarray, entropy: bool) -> list[np.ndarray]:
 
     Args:
         volume: (H, W, D): the entropy of each voxel, or the probability p. Of that p (1 - p) is taken, which has its
-            maximum in the same place, and of every other voxel: it only has to rank the slices.
+            maximum in the same place, and of every third voxel: it only has to rank the slices.
         entropy: which of the two it is.
     """
     sums = []
     for axis in range(3):
-        part = volume[tuple(slice(None, None, 1 if other == axis else 2) for other in range(3))]
+        part = volume[tuple(slice(None, None, 1 if other == axis else 3) for other in range(3))]
         sums.append(_areas(part if entropy else part * (1 - part), axis))
     return sums
 

@@ -108,7 +108,7 @@ def test_slices_fill_the_widest_gaps():
 
 def test_doubt_is_summed_along_each_axis():
     p = np.zeros((4, 4, 3))
-    p[0, :2, 0], p[2, 2, 2] = 0.5, 1.0  # p (1 - p) is 0.25, 0.25 and 0
+    p[0, :2, 0], p[3, 3, 2] = 0.5, 1.0  # p (1 - p) is 0.25, 0.25 and 0
     assert [one.tolist() for one in doubts(p, False)] == [[0.25, 0, 0, 0], [0.25, 0.25, 0, 0], [0.25, 0, 0]]
     assert doubts(p, True)[2].tolist() == [0.5, 0, 1.0]
 
