@@ -55,8 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     print("\nvolume    ", case / f"{STEM}.nii.gz")
     print("mask      ", result / f"{STEM}_mask.nii.gz")
     print("saliency  ", result / f"{STEM}_saliency.nii.gz")
-    for report in sorted(result.glob("*.json")):
-        print("report    ", report)
+    print("report    ", result.parent / "report.html")
+    for record in sorted(result.glob("*.json")):
+        print("provenance", record)
     print("overlay   ", overlay)
     print(f"\nDice, mean over the {int(lesion.any((0, 1)).sum())} slices with lesion:")
     for name, pred in rows.items():

@@ -101,7 +101,7 @@ def _add_shifts(commands: argparse._SubParsersAction) -> None:
 def _add_report(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "report", "make a report (HTML) or a gallery (PNG) of results", REPORT)
     parser.add_argument("results", type=Path, help="output folder of a study, an evaluation or an inference")
-    parser.add_argument("--output", type=Path, help="*.html or *.png (default: <results>/report.html)")
+    parser.add_argument("--output", type=Path, help="*.html or *.png (default: <results>/report.html or study.html)")
     parser.add_argument("--cases", nargs="*", default=(), help="of a gallery: names of the cases (default: all)")
     parser.add_argument("--target_labels", nargs="*", type=int, help="of a gallery; none after it: all above 0")
     parser.set_defaults(run=_report)

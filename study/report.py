@@ -15,10 +15,11 @@ import nibabel as nib
 from matplotlib.figure import Figure
 
 from custom_modules.files import atomic_path
+from custom_modules.report.html import note, page
 from study.figures.comparison import draw_comparison, ranked
 from study.figures.pictures import COLUMNS, NothingToDraw, annotate, draw_case, draw_gallery, panels, save
 from study.figures.sweeps import draw_ablation, draw_strips
-from study.page import note, page, picture
+from study.page import picture
 from study.report_tables import dice_by_case, key_numbers, measures_of_runs, provenance_section
 from study.results import Results, Run, read_results
 from study.volumes import Case, case_folders, read_case, read_facts
@@ -30,11 +31,14 @@ MAX_SHOWN = 60  # cases of an inference
 def write_report(output_dir: str | Path, output: Path | None = None) -> Path:
     """Write the page of a results folder, by default `<output_dir>/report.html`; return its path.
 
+    Of an evaluation or an inference it is `study.html`: they write a `report.html` of their own.
+
     Raises:
         FileNotFoundError: the folder holds no results.
     """
     results = read_results(output_dir)
-    output = Path(output_dir) / "report.html" if output is None else Path(output)
+    name = "report.html" if results.kind == "study" else "study.html"
+    output = Path(output_dir) / name if output is None else Path(output)
     with atomic_path(output) as aside:
         aside.write_text(_render(results), encoding="utf-8")
     return output

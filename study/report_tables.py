@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from custom_modules.evaluation.metrics import number
-from study.page import bar, fold, row, table, tiles
+from custom_modules.report.html import fold, row, table
+from study.page import bar, tiles
 from study.results import REFERENCES, Results, Run
 from study.tables import DIGITS, MEASURES
 from study.volumes import case_folders, read_facts

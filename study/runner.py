@@ -194,6 +194,7 @@ class Study:
         parser.read_config(self.plan.config_file)
         parser.update({"bundle_root": str(self.plan.bundle), **given})
         parser.update({"num_workers": 0, "overwrite": True})  # a worker's cache would end with it; a cell is done whole
+        parser.update({"report": False})  # the study has one of its own
         key = given["datalist"], parser.get_parsed_content("slice_size")
         if key not in self.prepared:
             dataset = PreparedCases(parser.get_parsed_content("dataset"))

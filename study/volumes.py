@@ -20,6 +20,7 @@ from custom_modules.data.layouts import find_cases
 from custom_modules.data.reader import VolumeReader
 from custom_modules.files import read_json
 from custom_modules.inference.mask import slice_axis_of
+from custom_modules.report.slices import View
 
 
 @dataclass(frozen=True)
@@ -45,32 +46,18 @@ class Case:
     mask: np.ndarray
 
     def plane(self, volume: np.ndarray | None, index: int) -> np.ndarray | None:
-        """Return slice `index` of a stored volume (H, W, D) as (rows, columns) in the radiological convention.
-
-        Rows run towards the feet (in axial slices: the back), columns towards the patient's left (in sagittal: back).
-        """
-        if volume is None:
-            return None
-        (rows, down), (columns, right) = self._in_plane()
-        plane = np.moveaxis(volume, (self.axis, rows, columns), (0, 1, 2))[index]
-        return plane[::down, ::right]
+        """Return slice `index` of a stored volume (H, W, D) as (rows, columns); see `View`."""
+        return None if volume is None else View(self.affine, self.axis).plane(volume, index)
 
     @property
     def pixel(self) -> tuple[float, float]:
         """Distance in mm between the rows and between the columns of a `plane`."""
-        spacing = nib.affines.voxel_sizes(self.affine)
-        return tuple(float(spacing[axis]) for axis, _ in self._in_plane())
+        return View(self.affine, self.axis).pixel
 
     def largest(self) -> int:
         """Return the slice with most of the truth, else of the mask, else of the saliency: the first that is not 0."""
         marked = (volume for volume in (self.truth, self.mask, self.saliency) if volume is not None and volume.any())
         return int(np.moveaxis(next(marked, self.image), self.axis, 0).sum(axis=(1, 2)).argmax())
-
-    def _in_plane(self) -> list[tuple[int, int]]:
-        """Return (stored axis, step) of the rows, then of the columns; the step leads towards L, P or I."""
-        world = nib.io_orientation(self.affine).astype(int)  # a row a stored axis: which of x, y, z, and +1 for R, A, S
-        axes = sorted((axis for axis in range(3) if axis != self.axis), key=lambda axis: -world[axis, 0])
-        return [(axis, -int(world[axis, 1])) for axis in axes]
 
 
 def read_case(folder: Path, target_labels: Sequence[int] | None = None, slice_axis: int | None = None) -> Case:

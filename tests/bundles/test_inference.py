@@ -56,7 +56,11 @@ def test_bad_cases_are_named_and_stop_nothing(inferred, odd_volumes):
     summary = process.stdout.rpartition(f"{len(odd_volumes.bad)} of {total} cases failed:")[2]
     for name, why in odd_volumes.bad.items():
         assert re.search(rf"{name}: .*({why})", summary), process.stdout
-    assert sorted(path.name for path in out.iterdir()) == odd_volumes.good  # and nothing is half there
+    assert sorted(path.name for path in out.iterdir()) == [*odd_volumes.good, "report.html"]  # nothing is half there
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert f"{len(odd_volumes.good)} cases, {len(odd_volumes.bad)} failed" in report
+    for name in (*odd_volumes.good, *odd_volumes.bad):
+        assert f">{name}<" in report
     assert not list(out.rglob(".partial*"))
 
 

@@ -14,7 +14,7 @@ from custom_modules.inference.body import body_mask
 from examples import demo
 from examples.phantom import head_phantom
 
-PRINTED = ("volume", "mask", "saliency", "report", "overlay")
+PRINTED = ("volume", "mask", "saliency", "report", "provenance", "overlay")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,7 @@ def fake_bundle(truth, calls, affine=None):
         nib.save(nib.Nifti1Image(mask, affine_), folder / f"{demo.STEM}_mask.nii.gz")
         nib.save(nib.Nifti1Image(mask.astype(np.float32), affine_), folder / f"{demo.STEM}_saliency.nii.gz")
         (folder / f"{demo.STEM}.json").write_text("{}")
+        (folder.parent / "report.html").write_text("<!doctype html>")
         return SimpleNamespace(returncode=0)
 
     return run
