@@ -10,7 +10,7 @@ from monai.transforms import Compose, EnsureTyped
 from torch import distributed
 
 from custom_modules.inference import cases as cases_module
-from custom_modules.inference.cases import CaseDataset, CaseSampler, reason
+from custom_modules.inference.cases import CaseDataset, CaseSampler, LoaderAhead, reason
 from custom_modules.inference.checks import CheckVolumed
 from tests.helpers.bundles import save_nifti
 from tests.helpers.evaluators import PREPROCESSING
@@ -93,3 +93,32 @@ def test_processes_share_the_cases_and_are_not_more_than_these(monkeypatch, n_pr
             CaseSampler(data)
     else:
         assert list(CaseSampler(data)) == share
+
+
+class Numbers:
+    """Items 0 to 4, and which were asked for; the one called `broken` raises."""
+
+    def __init__(self, broken: int | None = None) -> None:
+        self.broken, self.asked = broken, []
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> int:
+        self.asked.append(index)
+        if index == self.broken:
+            raise KeyError("lost")
+        return index
+
+
+def test_a_loader_is_one_item_ahead_and_in_order():
+    items = Numbers()
+    loader = iter(LoaderAhead(items, batch_size=1))
+    for i in range(5):
+        assert int(next(loader)) == i and max(items.asked) <= i + 1
+    assert list(loader) == [] and items.asked == [*range(5)]
+
+
+def test_an_error_in_the_thread_of_a_loader_is_raised():
+    with pytest.raises(KeyError, match="lost"):
+        list(LoaderAhead(Numbers(broken=3), batch_size=1))

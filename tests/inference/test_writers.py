@@ -43,6 +43,18 @@ def test_a_new_volume_replaces_the_old(tmp_path):
     assert np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj).max() == 7
 
 
+def test_run_lengths_lose_nothing_and_are_small(tmp_path):
+    """A map: zeros, and values in 1 of 8 voxels; gzip by name and by content."""
+    values = np.zeros((32, 32, 32), np.float32)
+    values[:16, :16, :16] = np.random.default_rng(0).random((16, 16, 16))
+    image = MetaTensor(values[None], affine=AFFINE, meta={"filename_or_obj": "case.nii.gz"})
+    for _ in range(2):
+        SaveImage(tmp_path, "map", resample=False, writer=AtomicNibabelWriter, print_log=False)(image)
+    written = tmp_path / "case" / "case_map.nii.gz"
+    assert np.array_equal(np.asarray(nib.load(written).dataobj), values)
+    assert written.stat().st_size < values.nbytes / 7
+
+
 def test_a_failed_volume_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(nib, "save", half_written)
     with pytest.raises(OSError, match="No space left"):
