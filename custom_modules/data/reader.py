@@ -11,7 +11,9 @@ import gzip
 import logging
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -19,8 +21,11 @@ from monai.data import ImageReader, NibabelReader
 from monai.utils import ensure_tuple
 from nibabel.spatialimages import HeaderDataError
 
-from custom_modules.data.dicom import read_series, series_affine
+from custom_modules.data.dicom import RESCALE, per_slice, read_series, series_affine
 from custom_modules.files import NIFTI
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +56,58 @@ class VolumeReader(ImageReader):
 
 
 def _read_folder(folder: str) -> tuple[np.ndarray, dict]:
+    import itk
     from monai.data import ITKReader
 
-    headers = read_series(folder)  # raises where ITKReader would read what is not a volume, with a warning at most
-    reader = ITKReader()
-    array, meta = reader.get_data(reader.read(folder))
+    headers = read_series(folder)  # raises where ITK would read what is not a volume, with a warning at most
+    files = [header.filename for header in headers]
+    # as real numbers: by default all slices get the type of the first
+    array, meta = ITKReader().get_data(itk.imread(files if len(files) > 1 else files[0], pixel_type=itk.F))
     meta["affine"] = series_affine(headers, meta["affine"])
     meta["original_affine"] = meta["affine"].copy()
-    return array, meta
+    return _real_values(array, headers), meta
+
+
+def _real_values(array: np.ndarray, headers: Sequence[Dataset]) -> np.ndarray:
+    """Gives voxels (W, H, D), as ITK reads them, their values.
+
+    ITK scales all frames of a file like the first, keeps padding as it is, and inverts MONOCHROME1 before the slopes.
+
+    Raises:
+        ValueError: there is not one slice or frame for each position, or all voxels are padding.
+    """
+    import itk
+
+    scales = [per_slice(headers, "PixelValueTransformationSequence", name) for name in RESCALE]
+    slopes, intercepts = (
+        np.array([v if v is not None else n for v in values], float) for values, n in zip(scales, (1, 0))
+    )
+    if array.ndim != 3 or array.shape[2] != len(slopes):
+        raise ValueError(f"{headers[0].filename} has {len(slopes)} positions for an image of shape {array.shape}.")
+    if "PerFrameFunctionalGroupsSequence" in headers[0]:
+        io = itk.GDCMImageIO.New(FileName=headers[0].filename)
+        io.ReadImageInformation()
+        array = (array - io.GetRescaleIntercept()) / io.GetRescaleSlope() * slopes + intercepts
+    if inverted := headers[0].PhotometricInterpretation == "MONOCHROME1":
+        greatest = -1 if headers[0].PixelRepresentation else 2 ** headers[0].BitsStored - 1  # of the stored values
+        array = slopes * greatest + 2 * intercepts - array  # x = (greatest - stored) * slope + intercept
+    ranges = np.array([_padding(header) for header in headers] * (len(slopes) // len(headers)))  # (D, 2)
+    low, high = np.sort(slopes * ranges.T + intercepts, axis=0) + np.abs(slopes) / 2 * [[-1], [1]]
+    padded = (array > low) & (array < high)
+    if padded.all():
+        raise ValueError(f"all voxels of {headers[0].filename} are padding by its PixelPaddingValue; remove that tag.")
+    array = np.where(padded, array[~padded].max() if inverted else array[~padded].min(), array)
+    return (array.max() + array.min() - array if inverted else array).astype(np.float32)
+
+
+def _padding(header: Dataset) -> tuple[float, float]:
+    """Reads the least and the greatest stored value that mean: no image here. NaN where none does."""
+    value = header.get("PixelPaddingValue")
+    if value is None:
+        return np.nan, np.nan
+    kind = np.int16 if header.PixelRepresentation else np.uint16  # some exports write one as the other
+    limits = (np.int64(v).astype(kind) for v in (value, header.get("PixelPaddingRangeLimit", value)))
+    return tuple(sorted(map(float, limits)))
 
 
 def open_nifti(path: str | Path) -> nib.Nifti1Image:

@@ -151,4 +151,3 @@ def test_chaos_as_published_from_datalist_to_evaluation(tmp_path):
             dice = 2 * (found & true).sum() / (found.sum() + true.sum())
             assert float(row["dice"]) == pytest.approx(dice, abs=1e-4)
     assert dice > 0
-
