@@ -63,7 +63,7 @@ def test_low_values_are_bright_where_they_mean_white(tmp_path, signed):
     padded[:3] = 2000
     values = VOLUME * SLOPES + INTERCEPTS
     values[:3] = values[3:].max()  # black
-    assert np.allclose(read(save(tmp_path, edit, padded)), values.max() + values.min() - values)
+    assert np.allclose(read(save(tmp_path, edit, padded)), values.max() + values.min() - values, atol=0.01)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,7 @@ def test_slices_do_not_see_each_other(network):
 
 # ---- ScoreCAM's masks
 
+
 def test_chunks_bound_the_batch_and_change_nothing(network, monkeypatch):
     x, run = slices(), plain("scorecam")
     whole = run(x, network, range(3))  # 3 slices x 16 channels in one pass

@@ -108,8 +108,7 @@ def test_encodes_to_the_noise_that_the_probability_flow_leads_to():
 def test_without_guidance_the_slice_comes_back_and_worse_with_longer_steps():
     x_0 = images()
     errors = [
-        method(400, guidance_scale=0, stride=k)(x_0, oracle(), SLICES).square().mean().sqrt().item()
-        for k in (1, 4, 16)
+        method(400, guidance_scale=0, stride=k)(x_0, oracle(), SLICES).square().mean().sqrt().item() for k in (1, 4, 16)
     ]
     # Euler there and back: the error is of the first order in the step, and small against SIGMA = 0.3
     assert errors[0] < 0.01
