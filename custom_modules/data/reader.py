@@ -52,7 +52,16 @@ class VolumeReader(ImageReader):
             return _read_folder(img)
         reader = NibabelReader()
         reader.filenames = (img,)
-        return reader.get_data(load_nifti(img))
+        array, meta = reader.get_data(load_nifti(img))
+        return _near_zero(array), meta
+
+
+def _near_zero(array: np.ndarray) -> np.ndarray:
+    """Takes an offset off voxels that 32 bits cannot hold with it: near 1e8 they would be multiples of 8."""
+    low, high = float(array.min()), float(array.max())
+    if high > low and np.spacing(np.float32(max(-low, high))) > 1e-3 * (high - low):
+        return array.astype(np.float64) - low
+    return array
 
 
 def _read_folder(folder: str) -> tuple[np.ndarray, dict]:
@@ -114,7 +123,7 @@ def open_nifti(path: str | Path) -> nib.Nifti1Image:
     """Opens a NIfTI file and checks its header.
 
     Raises:
-        ValueError: its voxels are not real numbers, or its affine is singular.
+        ValueError: it has no voxels, they are not real numbers, or its affine is singular.
     """
     try:
         image = nib.load(path)
@@ -123,6 +132,8 @@ def open_nifti(path: str | Path) -> nib.Nifti1Image:
         raise ValueError(f"{path} has no valid NIfTI header: {error}.") from None
     if kind.kind not in "biuf":
         raise ValueError(f"{path} holds voxels of type {kind} (complex or colour); save one real number per voxel.")
+    if 0 in image.shape:
+        raise ValueError(f"{path} has the shape {image.shape}, no voxels; export it again.")
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
         raise ValueError(f"{path} has an affine that is no grid, {image.affine[:3].tolist()}; correct its header.")
     return image
