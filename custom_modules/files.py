@@ -35,6 +35,11 @@ def flat_name(name: object) -> str:
     return re.sub(r"[/\\]+", "_", str(name).encode(errors="backslashreplace").decode())
 
 
+def printable(text: str) -> str:
+    """Writes what is no character of a line (control characters, bytes that are no UTF-8) as Python does."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def check_name(name: str) -> str:
     """Returns `name` if it can safely name a file and a folder on any system.
 

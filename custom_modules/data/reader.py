@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import math
 import os
 import zlib
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ import nibabel as nib
 import numpy as np
 from monai.data import ImageReader, NibabelReader
 from monai.utils import ensure_tuple
+from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from custom_modules.data.dicom import RESCALE, per_slice, read_series, series_affine
@@ -105,7 +107,8 @@ def _real_values(array: np.ndarray, headers: Sequence[Dataset]) -> np.ndarray:
     padded = (array > low) & (array < high)
     if padded.all():
         raise ValueError(f"all voxels of {headers[0].filename} are padding by its PixelPaddingValue; remove that tag.")
-    array = np.where(padded, array[~padded].max() if inverted else array[~padded].min(), array)
+    nothing = array[~padded].max() if inverted else min(array[~padded].min(), intercepts.min())  # of a stored 0
+    array = np.where(padded, nothing, array)
     return (array.max() + array.min() - array if inverted else array).astype(np.float32)
 
 
@@ -123,38 +126,51 @@ def open_nifti(path: str | Path) -> nib.Nifti1Image:
     """Opens a NIfTI file and checks its header.
 
     Raises:
-        ValueError: it has no voxels, they are not real numbers, or its affine is singular.
+        ValueError: it is no NIfTI file, has no voxels, they are not real numbers, or its affine is singular.
     """
     try:
         image = nib.load(path)
         kind = image.get_data_dtype()
-    except HeaderDataError as error:
-        raise ValueError(f"{path} has no valid NIfTI header: {error}.") from None
+    except (ImageFileError, HeaderDataError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(
+            f"{path} has no valid NIfTI header ({' '.join(str(error).split())}); export it again."
+        ) from None
+    if min(image.shape, default=0) < 1:
+        raise ValueError(f"{path} has the shape {image.shape}, no voxels; export it again.")
     if kind.kind not in "biuf":
         raise ValueError(f"{path} holds voxels of type {kind} (complex or colour); save one real number per voxel.")
-    if 0 in image.shape:
-        raise ValueError(f"{path} has the shape {image.shape}, no voxels; export it again.")
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
         raise ValueError(f"{path} has an affine that is no grid, {image.affine[:3].tolist()}; correct its header.")
     return image
 
 
+def _unpacked_size(path: str | Path) -> int:
+    """Counts the bytes of a file, of a compressed one after reading all of it."""
+    if not str(path).lower().endswith(".gz"):
+        return os.path.getsize(path)
+    size = 0
+    with gzip.open(path) as stream:
+        while block := stream.read(1 << 24):
+            size += len(block)
+    return size
+
+
 def load_nifti(path: str | Path) -> nib.Nifti1Image:
-    """Opens a NIfTI file, reads a compressed one into memory, and logs where sform and qform disagree.
+    """Opens a NIfTI file, reads a compressed one to its end, and logs where sform and qform disagree.
 
     The checksum is the last thing in a `.nii.gz`: nibabel stops before it, and a flipped bit goes unnoticed.
 
     Raises:
         ValueError: the file is damaged; see also `open_nifti`.
     """
-    content = None
-    if str(path).lower().endswith(".gz"):
-        try:
-            content = gzip.decompress(Path(path).read_bytes())
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{path} is damaged ({error}); copy or export it again.") from None
+    try:
+        size = _unpacked_size(path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}); copy or export it again.") from None
     image = open_nifti(path)
-    image = image if content is None else image.from_bytes(content)  # of its class
+    needed = image.dataobj.offset + math.prod(image.shape) * image.dataobj.dtype.itemsize
+    if size < needed:
+        raise ValueError(f"{path} is damaged ({size} bytes, of {needed} by its header); copy or export it again.")
     if image.header["sform_code"] and image.header["qform_code"]:
         try:
             apart = np.abs(image.get_qform() - image.get_sform()).max()

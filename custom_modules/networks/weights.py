@@ -38,12 +38,14 @@ def load_weights(
     return network
 
 
-def check_bundle(weights: str | Path, bundle_root: str | Path) -> None:
+def check_bundle(weights: str | Path | None, bundle_root: str | Path) -> None:
     """Checks that weights in the folder of a bundle are those of this bundle: the networks of two bundles may be alike.
 
     Raises:
         ValueError: they are in the folder of another one.
     """
+    if weights is None:
+        return
     roots = (Path(bundle_root), Path(weights).resolve().parent.parent)
     own, other = (read_json_or_empty(root / "configs" / "metadata.json").get("name") for root in roots)
     if own and other and own != other:

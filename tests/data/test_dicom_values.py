@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 from custom_modules.data.dicom import read_series
 from custom_modules.data.reader import VolumeReader
 from custom_modules.inference.dicom_seg import segmentation
-from tests.helpers.series import save_enhanced, save_series
+from tests.helpers.series import only, save_edited, save_enhanced, save_series
 from tests.inference.test_dicom_seg import SEGMENTS, save_mask
 
 VOLUME = np.random.default_rng(0).integers(1, 1000, (7, 5, 4)).astype(np.int16)  # (W, H, D)
@@ -18,13 +18,7 @@ SLOPES, INTERCEPTS = np.array([2, 0.37, 1.5, 1]), np.array([1, -3, 0.5, 0])  # t
 
 
 def save(folder, edit, volume=VOLUME):
-    """Writes a series of four slices, files 0 to 3, each header edited by `edit(header, slice)`."""
-    save_series(folder, volume, names=range(4))
-    for i in range(4):
-        header = pydicom.dcmread(folder / str(i))
-        edit(header, i)
-        header.save_as(folder / str(i))
-    return str(folder)
+    return str(save_edited(folder, volume, edit))
 
 
 def scale(header, i):
@@ -80,23 +74,13 @@ def test_padding_is_background(tmp_path, value, limit, kind):
     padded = VOLUME.copy()
     padded[:3] = -2000
     expected = VOLUME * SLOPES + INTERCEPTS
-    expected[:3] = expected[3:].min()
+    expected[:3] = INTERCEPTS.min()  # no signal
     assert np.allclose(read(save(tmp_path, pad, padded)), expected)
 
 
 def test_nothing_but_padding_is_named(tmp_path):
     with pytest.raises(ValueError, match="all voxels of .*0 are padding by its PixelPaddingValue; remove that tag"):
         read(save(tmp_path, lambda header, i: header.add_new(0x00280120, "US", 7), np.full_like(VOLUME, 7)))
-
-
-def only(slices, name, value):
-    """An edit that gives the tag `name` of some slices another value, or takes it away."""
-
-    def edit(header, i):
-        if i in slices:
-            setattr(header, name, value) if value is not None else delattr(header, name)
-
-    return edit
 
 
 @pytest.mark.parametrize(
