@@ -144,33 +144,26 @@ def open_nifti(path: str | Path) -> nib.Nifti1Image:
     return image
 
 
-def _unpacked_size(path: str | Path) -> int:
-    """Counts the bytes of a file, of a compressed one after reading all of it."""
-    if not str(path).lower().endswith(".gz"):
-        return os.path.getsize(path)
-    size = 0
-    with gzip.open(path) as stream:
-        while block := stream.read(1 << 24):
-            size += len(block)
-    return size
-
-
 def load_nifti(path: str | Path) -> nib.Nifti1Image:
-    """Opens a NIfTI file, reads a compressed one to its end, and logs where sform and qform disagree.
+    """Opens a NIfTI file, reads a compressed one into memory, and logs where sform and qform disagree.
 
     The checksum is the last thing in a `.nii.gz`: nibabel stops before it, and a flipped bit goes unnoticed.
 
     Raises:
         ValueError: the file is damaged; see also `open_nifti`.
     """
-    try:
-        size = _unpacked_size(path)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged ({error}); copy or export it again.") from None
+    content = None
+    if str(path).lower().endswith(".gz"):
+        try:
+            content = gzip.decompress(Path(path).read_bytes())
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is damaged ({error}); copy or export it again.") from None
     image = open_nifti(path)
+    size = os.path.getsize(path) if content is None else len(content)
     needed = image.dataobj.offset + math.prod(image.shape) * image.dataobj.dtype.itemsize
     if size < needed:
         raise ValueError(f"{path} is damaged ({size} bytes, of {needed} by its header); copy or export it again.")
+    image = image if content is None else image.from_bytes(content)  # of its class
     if image.header["sform_code"] and image.header["qform_code"]:
         try:
             apart = np.abs(image.get_qform() - image.get_sform()).max()
