@@ -14,10 +14,10 @@ from tests.helpers.bundles import LPS, head
 
 
 def bright(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A head as of `head(seed)`, of 30 on one side to 100 on the other, with a lesion of 250; and the lesion's mask."""
+    """A head as of `head(seed)`, of 30 on one side to 100 on the other, with a lesion of 140; and the lesion's mask."""
     image, lesion = head(seed)
     tissue = np.rint(np.linspace(30, 100, len(image)))[:, None, None]
-    return np.where(lesion, 250, np.where(image, tissue, 0)).astype(np.float32), lesion
+    return np.where(lesion, 140, np.where(image, tissue, 0)).astype(np.float32), lesion
 
 
 HEAD, LESION = bright(0)
