@@ -35,6 +35,11 @@ def flat_name(name: object) -> str:
     return re.sub(r"[/\\]+", "_", str(name).encode(errors="backslashreplace").decode())
 
 
+def printable(text: str) -> str:
+    """Writes what is no character of a line (control characters, bytes that are no UTF-8) as Python does."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def check_name(name: str) -> str:
     """Returns `name` if it can safely name a file and a folder on any system.
 
@@ -64,10 +69,21 @@ def result_file(output_dir: str | Path, stem: str, ending: str) -> Path:
     return Path(output_dir) / check_name(stem) / f"{stem}_{ending}"
 
 
+def _parts(path: str | Path) -> list[Path]:
+    path = Path(path)
+    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+
+
+def stamp(path: str | Path) -> str:
+    """Describes a file, or the files of a folder, by size, time and inode: another text if one is replaced."""
+    facts = ((part.name, part.stat()) for part in _parts(path))
+    return ";".join(f"{name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}" for name, stat in facts)
+
+
 def sha256(path: str | Path) -> str:
     """Hashes a file, or the files of a folder (a DICOM series) one after the other by name; hexadecimal SHA-256."""
-    path, digest = Path(path), hashlib.sha256()
-    for part in sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]:
+    digest = hashlib.sha256()
+    for part in _parts(path):
         with open(part, "rb") as file:
             hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()

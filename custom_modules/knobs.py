@@ -17,6 +17,11 @@ from monai.bundle.utils import ID_SEP_KEY
 
 RUN_ARGUMENTS = set(inspect.signature(run).parameters) | {"workflow_name", "workflow_type", "properties_path"}
 OPTION = re.compile("--|-[a-zA-Z]")  # the start of a word that Fire takes for an option
+PATH = re.compile(r"(.*_(dir|path|root)|datalist)$")  # names of knobs that hold a path
+ABOVE_ZERO = re.compile(
+    "((segmenter_)?(batch_size|epochs|size|lr)|(max_)?epochs|max_norm|lr_(denoiser|classifier)|(image|map)_size|"
+    "epoch_length|val_interval|map_draws)$"
+)
 EVALUATED = ("$", "@", "%")  # the start of a value that MONAI evaluates: an expression, a reference, a part of a file
 
 
@@ -43,13 +48,30 @@ def check_knobs(argv: Sequence[str] | None = None) -> None:
     Does nothing when the process was started in another way.
 
     Raises:
-        ValueError: if an id does not exist, with the closest ones that do, or a switch is neither True nor False.
+        ValueError: if an id does not exist, with the closest ones that do, or a value cannot be right: a switch that is
+            neither True nor False, a path that Fire takes for a number or a list, a size or rate that is not above 0.
     """
     given, files = command_line(argv)
     config = ConfigParser.load_config_files(files) if files else {}
     for name in given:
-        if name not in RUN_ARGUMENTS and (problem := find_knob(name, config, given[name])):
+        problem = None if name in RUN_ARGUMENTS else find_knob(name, config, given[name])
+        if problem := problem or _wrong_value(name, given[name]):
             raise ValueError(problem)
+
+
+def _wrong_value(name: str, value: str) -> str | None:
+    """Says what is wrong with a path, or with a number that has to be above 0, or returns None."""
+    from fire.parser import DefaultParseValue
+
+    parsed = DefaultParseValue(value)
+    if value.startswith(EVALUATED):
+        return None
+    if PATH.match(name) and not (isinstance(parsed, str) and value or parsed is None):
+        how = f"would be read as {type(parsed).__name__} {parsed!r}; write ./{value}" if value else "needs a path"
+        return f"--{name} {value} {how}."
+    if ABOVE_ZERO.match(name) and (isinstance(parsed, bool) or not isinstance(parsed, int | float) or not parsed > 0):
+        return f"--{name} must be a number above 0; got {value!r}."
+    return None
 
 
 def find_knob(name: str, config: Mapping, value: str = "") -> str | None:

@@ -20,6 +20,7 @@ from custom_modules.files import (
     remove_partial,
     result_file,
     sha256,
+    stamp,
     stem_of,
     write_json,
 )
@@ -73,6 +74,21 @@ def test_a_series_is_hashed_by_its_files_in_the_order_of_their_names(tmp_path):
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder").mkdir()
     assert sha256(tmp_path) == ABC
+
+
+def test_a_stamp_changes_with_any_file_but_not_by_itself(tmp_path):
+    for name in ("1.dcm", "2.dcm"):
+        (tmp_path / name).write_bytes(b"a")
+    folder, file = stamp(tmp_path), stamp(tmp_path / "1.dcm")
+    assert (stamp(tmp_path), stamp(tmp_path / "1.dcm")) == (folder, file)
+    times = (tmp_path / "1.dcm").stat()
+    (tmp_path / "new").write_bytes(b"b")  # of the same size, and with the same time
+    os.utime(tmp_path / "new", ns=(times.st_atime_ns, times.st_mtime_ns))
+    os.replace(tmp_path / "new", tmp_path / "1.dcm")
+    assert stamp(tmp_path) != folder and stamp(tmp_path / "1.dcm") != file
+    folder = stamp(tmp_path)
+    (tmp_path / "3.dcm").touch()
+    assert stamp(tmp_path) != folder
 
 
 def test_json_that_is_broken_is_an_error_or_empty(tmp_path):

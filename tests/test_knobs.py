@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
@@ -94,6 +95,32 @@ def test_bundle_root_is_a_knob_of_every_config(tmp_path):
 def test_unknown_ids_are_named_with_the_nearest(train, arguments, message):
     with pytest.raises(ValueError, match=message):
         check("--config_file", train, *arguments)
+
+
+@pytest.mark.parametrize("name", ["dataset_dir", "ckpt_path", "datalist", "bundle_root"])
+@pytest.mark.parametrize("word", ["2024", "1e3", "True", "[x]", "{a}", "a,b", "0x10", ""])
+def test_a_path_that_fire_would_not_read_as_a_text_is_an_error(tmp_path, name, word):
+    path = tmp_path / "train.yaml"
+    path.write_text(f"{name}: .\n")
+    with pytest.raises(ValueError, match=f"--{name} .*{'write ./' + re.escape(word) if word else 'needs a path'}"):
+        check("--config_file", str(path), f"--{name}={word}")
+    for right in (f"./{word}", "2024-01", "None", "$'a'", "/a b/c", "True.nii.gz"):
+        check("--config_file", str(path), f"--{name}={right}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    "max_epochs epoch_length segmenter_epochs batch_size segmenter_batch_size lr_denoiser lr_classifier segmenter_lr "
+    "image_size segmenter_size map_size max_norm".split(),
+)
+def test_what_has_to_be_above_0_is(tmp_path, name):
+    path = tmp_path / "train.yaml"
+    path.write_text(f"{name}: 1\n")
+    for word in ("0", "-1", "-2e-4", "True", "many", "nan", ""):
+        with pytest.raises(ValueError, match=f"--{name} must be a number above 0; got '{word}'"):
+            check("--config_file", str(path), f"--{name}={word}")
+    for word in ("1", "2e-4", "@other"):
+        check("--config_file", str(path), f"--{name}={word}")
 
 
 @pytest.mark.parametrize("word", ["false", "true", "no", "0"])

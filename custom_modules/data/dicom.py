@@ -8,7 +8,7 @@ pydicom and itk are imported where they are used: NIfTI data and the hosts of a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 OUTPUT_FORMATS = ("nifti", "dicom_seg")
+SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"  # SOP class of DICOM Segmentations
+RESCALE = ("RescaleSlope", "RescaleIntercept")
 TOLERANCE = 0.1  # allowed deviation of a slice from its evenly spaced place, in slice spacings
 
 
@@ -44,60 +46,67 @@ def check_source(case: Mapping, output_format: str) -> None:
 
 
 def series_files(folder: str | Path) -> list[Path]:
-    """List the files of the series in `folder`, in the order in which MONAI's `ITKReader` stacks them: by position.
+    """List the files of the series in `folder` by position, in the order in which they are stacked.
 
     Raises:
-        ValueError: there is no series, or there are several (by UID, size, slice thickness, ...).
+        ValueError: there is no series, or there are several (by UID or size).
     """
-    import itk  # slow to import
+    return [Path(header.filename) for header in _one_series(folder)]
 
-    names = itk.GDCMSeriesFileNames.New()  # the calls of MONAI's ITKReader, hence its order of slices
-    names.SetUseSeriesDetails(True)
-    names.AddSeriesRestriction("0008|0021")
+
+def _one_series(folder: str | Path) -> list[Dataset]:
+    import itk  # slow to import
+    from pydicom import dcmread
+
+    names = itk.GDCMSeriesFileNames.New()
+    names.SetUseSeriesDetails(False)  # they part slices whose thickness or date differs
     names.SetDirectory(str(folder))
-    series = [[Path(name) for name in names.GetFileNames(uid)] for uid in names.GetSeriesUIDs()]
+    series: dict[tuple, list[Dataset]] = {}
+    for uid in names.GetSeriesUIDs():
+        for name in names.GetFileNames(uid):
+            header = dcmread(name, stop_before_pixels=True)
+            if (
+                "Rows" in header and header.get("SOPClassUID") != SEGMENTATION
+            ):  # reports, and what we write, may lie there
+                series.setdefault((uid, header.Rows, header.Columns), []).append(header)
     if not series:
         raise ValueError(f"{folder} holds no DICOM series.")
     if len(series) > 1:
-        listed = "; ".join(sorted(map(_summary, series)))
+        listed = "; ".join(sorted(map(_summary, series.values())))
         raise ValueError(
             f"{folder} holds {len(series)} DICOM series, but a case is one: {listed}. Give each a folder of its own."
         )
-    return series[0]
+    return next(iter(series.values()))
 
 
-def _summary(files: Sequence[Path]) -> str:
-    from pydicom import dcmread
-
-    header = dcmread(files[0], stop_before_pixels=True)
-    size = f"{header.get('Columns')} x {header.get('Rows')}, " if "Rows" in header else ""
-    name = header.get("SeriesDescription") or header.get("SeriesInstanceUID")
-    return f"{name} ({header.get('Modality')}, {size}{len(files)} files, such as {files[0].name})"
+def _summary(headers: Sequence[Dataset]) -> str:
+    first = headers[0]
+    name = first.get("SeriesDescription") or first.get("SeriesInstanceUID")
+    size = f"{first.Columns} x {first.Rows}"
+    return f"{name} ({first.get('Modality')}, {size}, {len(headers)} files, such as {Path(first.filename).name})"
 
 
 def read_series(folder: str | Path) -> list[Dataset]:
-    """Read the headers of the series in `folder`: one per slice, in the order of `ITKReader`, or one of all frames.
+    """Read the headers of the series in `folder`: one per slice, by position, or one of all frames.
 
     Raises:
-        ValueError: there is not exactly one series, or its slices are not parallel and evenly spaced.
+        ValueError: there is not exactly one series, its slices are not parallel and evenly spaced, or their headers do
+            not say how large a pixel is and what its value means.
     """
-    from pydicom import dcmread
     from pydicom.errors import InvalidDicomError
 
-    files = series_files(folder)
+    headers = _one_series(folder)
     try:
-        headers = [dcmread(file, stop_before_pixels=True) for file in files]
-        _check_complete(Path(folder), files, headers[0].get("SeriesInstanceUID"))
+        _check_complete(Path(folder), headers)
         check_planes(*slice_planes(headers))
-        if any(header.get("SpacingBetweenSlices") == 0 for header in headers):
-            raise ValueError("its SpacingBetweenSlices is 0, which ITK refuses; remove that tag.")
+        _check_pixels(headers)
     except (ValueError, InvalidDicomError) as error:
         raise ValueError(f"the DICOM series in {folder} is not a volume: {error}") from None
     return headers
 
 
-def _check_complete(folder: Path, files: Sequence[Path], uid: str) -> None:
-    """Check that `folder` holds no further file of the series `uid`: itk silently leaves out broken ones.
+def _check_complete(folder: Path, headers: Sequence[Dataset]) -> None:
+    """Check that `folder` holds no further file of the series: itk silently leaves out broken ones.
 
     Raises:
         ValueError: it does; the message names them.
@@ -105,11 +114,69 @@ def _check_complete(folder: Path, files: Sequence[Path], uid: str) -> None:
     from pydicom import dcmread
     from pydicom.misc import is_dicom
 
-    others = [file for file in folder.iterdir() if file.is_file() and file.name not in {f.name for f in files}]
+    known, uid = {Path(header.filename).name for header in headers}, headers[0].get("SeriesInstanceUID")
+    others = [file for file in folder.iterdir() if file.is_file() and file.name not in known]
     others = [file for file in others if file.name != "DICOMDIR" and is_dicom(file)]
     broken = [f.name for f in others if dcmread(f, stop_before_pixels=True).get("SeriesInstanceUID") in (None, uid)]
     if broken:
         raise ValueError(f"{', '.join(sorted(broken)[:5])} cannot be read (cut short?); copy the series again.")
+
+
+def _check_pixels(headers: Sequence[Dataset]) -> None:
+    """Check that all slices have one size of pixels in mm, and values that can be compared.
+
+    Raises:
+        ValueError: they have not; the message says what is missing or differs.
+    """
+    spacings = np.array(_complete(headers, "PixelMeasuresSequence", "PixelSpacing"), float)
+    if spacings.min() <= 0 or np.ptp(spacings, axis=0).max() > 1e-3 * spacings.min():
+        raise ValueError(f"its PixelSpacing is {_texts(spacings)}; it must be above 0, and the same in all slices.")
+    if any(header.get("SpacingBetweenSlices") == 0 for header in headers):
+        raise ValueError("its SpacingBetweenSlices is 0, which ITK refuses; remove that tag.")
+    kinds = {header.get("PhotometricInterpretation") for header in headers}
+    if kinds not in ({"MONOCHROME1"}, {"MONOCHROME2"}):
+        raise ValueError(
+            f"its PhotometricInterpretation is {_texts(kinds)}; it must be MONOCHROME1 or 2 in all slices."
+        )
+    scales = list(zip(*(per_slice(headers, "PixelValueTransformationSequence", name) for name in RESCALE)))
+    if bad := [scale for scale in scales if scale[0] is not None and not (np.isfinite(scale[0]) and scale[0])]:
+        raise ValueError(f"its RescaleSlope is {bad[0][0]}; export the series again with the right one.")
+    lacking = scales.count((None, None))
+    if lacking and any(slope not in (None, 1) or intercept not in (None, 0) for slope, intercept in scales):
+        raise ValueError(
+            f"{lacking} of its {len(scales)} slices lack {' and '.join(RESCALE)}, which the others have, so their "
+            "values cannot be compared; export the series again, with those tags in all slices or in none."
+        )
+
+
+def _texts(values: Iterable) -> str:
+    """List up to three different values."""
+    return ", ".join(sorted({str(value) for value in values})[:3])
+
+
+def per_slice(headers: Sequence[Dataset], sequence: str, name: str) -> list:
+    """Read an entry of every slice from its header, or of every frame from its functional groups; None if missing."""
+    values = []
+    for header in headers:
+        shared = [*header.get("SharedFunctionalGroupsSequence", ())]
+        frames = header.get("PerFrameFunctionalGroupsSequence")
+        values += [_in_groups([frame, *shared], sequence, name) for frame in frames] if frames else [header.get(name)]
+    return values
+
+
+def _in_groups(groups: Sequence[Dataset], sequence: str, name: str):
+    """Find an entry in a frame's functional groups, its own or those shared by all; None if it is in neither."""
+    return next((group[sequence][0].get(name) for group in groups if sequence in group), None)
+
+
+def _complete(headers: Sequence[Dataset], sequence: str, name: str) -> list:
+    values = per_slice(headers, sequence, name)
+    if missing := [i for i, value in enumerate(values) if not value]:
+        file = Path(headers[min(missing[0], len(headers) - 1)].filename).name
+        raise ValueError(
+            f"{file} lacks {name} ({len(missing)} of {len(values)} slices do); export it again with that tag."
+        )
+    return values
 
 
 def slice_planes(headers: Sequence[Dataset]) -> tuple[np.ndarray, np.ndarray]:
@@ -118,23 +185,11 @@ def slice_planes(headers: Sequence[Dataset]) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: a slice lacks one of them.
     """
-    planes = []
-    for header in headers:
-        frames = header.get("PerFrameFunctionalGroupsSequence")
-        shared = [*header.get("SharedFunctionalGroupsSequence", ())]
-        for groups in [[frame, *shared] for frame in frames] if frames else [None]:
-            plane = [
-                header.get(name) if groups is None else _in_groups(groups, sequence, name)
-                for sequence, name in (
-                    ("PlanePositionSequence", "ImagePositionPatient"),
-                    ("PlaneOrientationSequence", "ImageOrientationPatient"),
-                )
-            ]
-            if not all(plane):
-                where = Path(header.filename).name
-                raise ValueError(f"{where} lacks ImagePositionPatient or ImageOrientationPatient.")
-            planes.append(np.concatenate(plane).astype(float))
-    return np.split(np.stack(planes), [3], axis=1)
+    entries = (
+        ("PlanePositionSequence", "ImagePositionPatient"),
+        ("PlaneOrientationSequence", "ImageOrientationPatient"),
+    )
+    return tuple(np.array(_complete(headers, *entry), float) for entry in entries)
 
 
 def series_affine(headers: Sequence[Dataset], affine: np.ndarray) -> np.ndarray:
@@ -153,11 +208,6 @@ def series_affine(headers: Sequence[Dataset], affine: np.ndarray) -> np.ndarray:
         affine[:3, 2] = [-1, -1, 1] * (positions[-1] - positions[0]) / (len(positions) - 1)  # LPS -> RAS
         affine[:3, 3] = [-1, -1, 1] * positions[0]
     return affine
-
-
-def _in_groups(groups: Sequence[Dataset], sequence: str, name: str):
-    """Find an entry in a frame's functional groups, its own or those shared by all; None if it is in neither."""
-    return next((group[sequence][0].get(name) for group in groups if sequence in group), None)
 
 
 def check_planes(positions: np.ndarray, orientations: np.ndarray) -> None:

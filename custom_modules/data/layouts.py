@@ -23,6 +23,7 @@ LAYOUTS = {  # where each layout keeps its images; `glob` takes the place of the
     "chaos": ("**/T2SPIR/DICOM_anon", "**/*_t2spir.nii*"),
     "volumes": ("**/*.nii*", "**/"),
 }
+OTHER_FORMATS = re.compile(r"\.(img(\.gz)?|n?hdr|mg[hz]|nrrd|mh[ad]|mnc|par|nii\.(bz2|xz|zst|zip))$", re.IGNORECASE)
 CHAOS_KIDNEYS = (2, 3, 126, 189)  # right and left: 2, 3 in NIfTI copies; 126, 189 in the published PNGs
 NOT_IMAGES = re.compile(r"[_-](seg|mask|saliency|uncertainty)$")  # labels, and what our own inference writes
 
@@ -58,7 +59,9 @@ def find_cases(
     paths = list(_walk(root, None if output_dir is None else os.path.realpath(output_dir)))
     for name in tried:
         if images := _images(paths, root, [glob] if glob else LAYOUTS[name]):
+            _name_others(paths)
             return name_apart([_describe(image, name) for image in images], root)
+    _name_others(paths)
     patterns = [glob] if glob else [pattern for name in tried for pattern in LAYOUTS[name]]
     raise ValueError(f"no volume found: {root} holds no NIfTI file or DICOM series that fits {', '.join(patterns)}.")
 
@@ -89,6 +92,16 @@ def _images(paths: Iterable[Path], root: Path, patterns: Iterable[str]) -> list[
     images = [p for p in found if p not in unpacked_twins and _is_image(p) and not NOT_IMAGES.search(stem_of(p))]
     links_first = sorted(images, key=lambda p: (p.is_symlink(), p), reverse=True)
     return sorted({os.path.realpath(path): path for path in links_first}.values())
+
+
+def _name_others(paths: Iterable[Path]) -> None:
+    """Logs what looks like a volume and is none that can be read: other formats, links to nowhere."""
+    others = [str(p) for p in paths if OTHER_FORMATS.search(p.name) or (NIFTI.search(p.name) and not _is_image(p))]
+    if others:
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        logger.warning(
+            "not read: %s%s; give each as a NIfTI file (.nii, .nii.gz) or a DICOM series.", ", ".join(others[:5]), more
+        )
 
 
 def _lower_ending(path: Path) -> Path:

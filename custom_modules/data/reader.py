@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import gzip
 import logging
+import math
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 from monai.data import ImageReader, NibabelReader
 from monai.utils import ensure_tuple
+from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from custom_modules.data.dicom import read_series, series_affine
+from custom_modules.data.dicom import RESCALE, per_slice, read_series, series_affine
 from custom_modules.files import NIFTI
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -47,31 +54,89 @@ class VolumeReader(ImageReader):
             return _read_folder(img)
         reader = NibabelReader()
         reader.filenames = (img,)
-        return reader.get_data(load_nifti(img))
+        array, meta = reader.get_data(load_nifti(img))
+        return _near_zero(array), meta
+
+
+def _near_zero(array: np.ndarray) -> np.ndarray:
+    """Takes an offset off voxels that 32 bits cannot hold with it: near 1e8 they would be multiples of 8."""
+    low, high = float(array.min()), float(array.max())
+    if high > low and np.spacing(np.float32(max(-low, high))) > 1e-3 * (high - low):
+        return array.astype(np.float64) - low
+    return array
 
 
 def _read_folder(folder: str) -> tuple[np.ndarray, dict]:
+    import itk
     from monai.data import ITKReader
 
-    headers = read_series(folder)  # raises where ITKReader would read what is not a volume, with a warning at most
-    reader = ITKReader()
-    array, meta = reader.get_data(reader.read(folder))
+    headers = read_series(folder)  # raises where ITK would read what is not a volume, with a warning at most
+    files = [header.filename for header in headers]
+    # as real numbers: by default all slices get the type of the first
+    array, meta = ITKReader().get_data(itk.imread(files if len(files) > 1 else files[0], pixel_type=itk.F))
     meta["affine"] = series_affine(headers, meta["affine"])
     meta["original_affine"] = meta["affine"].copy()
-    return array, meta
+    return _real_values(array, headers), meta
+
+
+def _real_values(array: np.ndarray, headers: Sequence[Dataset]) -> np.ndarray:
+    """Gives voxels (W, H, D), as ITK reads them, their values.
+
+    ITK scales all frames of a file like the first, keeps padding as it is, and inverts MONOCHROME1 before the slopes.
+
+    Raises:
+        ValueError: there is not one slice or frame for each position, or all voxels are padding.
+    """
+    import itk
+
+    scales = [per_slice(headers, "PixelValueTransformationSequence", name) for name in RESCALE]
+    slopes, intercepts = (
+        np.array([v if v is not None else n for v in values], float) for values, n in zip(scales, (1, 0))
+    )
+    if array.ndim != 3 or array.shape[2] != len(slopes):
+        raise ValueError(f"{headers[0].filename} has {len(slopes)} positions for an image of shape {array.shape}.")
+    if "PerFrameFunctionalGroupsSequence" in headers[0]:
+        io = itk.GDCMImageIO.New(FileName=headers[0].filename)
+        io.ReadImageInformation()
+        array = (array - io.GetRescaleIntercept()) / io.GetRescaleSlope() * slopes + intercepts
+    if inverted := headers[0].PhotometricInterpretation == "MONOCHROME1":
+        greatest = -1 if headers[0].PixelRepresentation else 2 ** headers[0].BitsStored - 1  # of the stored values
+        array = slopes * greatest + 2 * intercepts - array  # x = (greatest - stored) * slope + intercept
+    ranges = np.array([_padding(header) for header in headers] * (len(slopes) // len(headers)))  # (D, 2)
+    low, high = np.sort(slopes * ranges.T + intercepts, axis=0) + np.abs(slopes) / 2 * [[-1], [1]]
+    padded = (array > low) & (array < high)
+    if padded.all():
+        raise ValueError(f"all voxels of {headers[0].filename} are padding by its PixelPaddingValue; remove that tag.")
+    nothing = array[~padded].max() if inverted else min(array[~padded].min(), intercepts.min())  # of a stored 0
+    array = np.where(padded, nothing, array)
+    return (array.max() + array.min() - array if inverted else array).astype(np.float32)
+
+
+def _padding(header: Dataset) -> tuple[float, float]:
+    """Reads the least and the greatest stored value that mean: no image here. NaN where none does."""
+    value = header.get("PixelPaddingValue")
+    if value is None:
+        return np.nan, np.nan
+    kind = np.int16 if header.PixelRepresentation else np.uint16  # some exports write one as the other
+    limits = (np.int64(v).astype(kind) for v in (value, header.get("PixelPaddingRangeLimit", value)))
+    return tuple(sorted(map(float, limits)))
 
 
 def open_nifti(path: str | Path) -> nib.Nifti1Image:
     """Opens a NIfTI file and checks its header.
 
     Raises:
-        ValueError: its voxels are not real numbers, or its affine is singular.
+        ValueError: it is no NIfTI file, has no voxels, they are not real numbers, or its affine is singular.
     """
     try:
         image = nib.load(path)
         kind = image.get_data_dtype()
-    except HeaderDataError as error:
-        raise ValueError(f"{path} has no valid NIfTI header: {error}.") from None
+    except (ImageFileError, HeaderDataError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(
+            f"{path} has no valid NIfTI header ({' '.join(str(error).split())}); export it again."
+        ) from None
+    if min(image.shape, default=0) < 1:
+        raise ValueError(f"{path} has the shape {image.shape}, no voxels; export it again.")
     if kind.kind not in "biuf":
         raise ValueError(f"{path} holds voxels of type {kind} (complex or colour); save one real number per voxel.")
     if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
@@ -91,9 +156,13 @@ def load_nifti(path: str | Path) -> nib.Nifti1Image:
     if str(path).lower().endswith(".gz"):
         try:
             content = gzip.decompress(Path(path).read_bytes())
-        except (OSError, EOFError, zlib.error) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is damaged ({error}); copy or export it again.") from None
     image = open_nifti(path)
+    size = os.path.getsize(path) if content is None else len(content)
+    needed = image.dataobj.offset + math.prod(image.shape) * image.dataobj.dtype.itemsize
+    if size < needed:
+        raise ValueError(f"{path} is damaged ({size} bytes, of {needed} by its header); copy or export it again.")
     image = image if content is None else image.from_bytes(content)  # of its class
     if image.header["sform_code"] and image.header["qform_code"]:
         try:

@@ -17,7 +17,7 @@ class TagVolumed(Transform):
     before all spatial transforms. A case without tags passes unchanged.
 
     Raises:
-        ValueError: `slice_axis` is not an axis, or the number of tags differs from the number of slices.
+        ValueError: `slice_axis` is not an axis, a tag is neither 0 nor 1, or there is not one for each slice.
     """
 
     def __init__(self, slice_axis: int = 2) -> None:
@@ -29,7 +29,12 @@ class TagVolumed(Transform):
         out = dict(data)
         if "slice_labels" not in out:
             return out
-        image, tags = out["image"], torch.as_tensor(out["slice_labels"], dtype=torch.uint8).flatten()
+        image, tags = out["image"], out["slice_labels"]
+        if wrong := [tag for tag in tags if tag not in (0, 1)]:
+            raise ValueError(
+                f"case {out.get('case')!r}: slice_labels must be 0 or 1; got {wrong[0]}. Correct the datalist."
+            )
+        tags = torch.as_tensor(tags, dtype=torch.uint8).flatten()
         slices = image.shape[1 + self.slice_axis]
         if len(tags) != slices:
             raise ValueError(

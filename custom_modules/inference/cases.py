@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,16 +11,20 @@ import ignite.distributed as idist
 from monai.data import DataLoader, Dataset, DistributedSampler
 
 from custom_modules.data.dicom import OUTPUT_FORMATS, check_source
-from custom_modules.files import NIFTI, check_name, flat_name, stem_of
+from custom_modules.files import NIFTI, check_name, flat_name, stamp, stem_of
 
-DONE, ERROR = "done", "error"
+DONE, ERROR, STAMP = "done", "error", "stamp"
 
 
 def reason(error: BaseException) -> str:
     """Gives the innermost cause of an error on one line: MONAI wraps each transform's error in one of its own."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = str(error)
+    if "cannot find a suitable writer" in text:  # MONAI's SaveImage puts the traceback of what happened in the message
+        text = next(reversed(re.findall(r"^\w[\w.]*: .*", text, re.MULTILINE)), text)
+        return " ".join(text.split())
+    return f"{type(error).__name__}: {' '.join(text.split())}"
 
 
 class CaseDataset(Dataset):
@@ -61,8 +66,9 @@ class CaseDataset(Dataset):
                 raise ValueError(case[ERROR])
             if self.records and all(record.is_done(case) for record in self.records):
                 return {"case": case["case"], "stem": case["stem"], DONE: True}
+            before = stamp(case["image"])
             check_source(case, self.output_format)
-            return super()._transform(index)
+            return {**super()._transform(index), STAMP: before}
         except Exception as error:  # whatever a file may hold
             return {"case": case["case"], ERROR: reason(error)}
 

@@ -45,5 +45,5 @@ class CheckVolumed(MapTransform):
             count = int((~torch.isfinite(image)).sum())
             raise ValueError(f"{where} holds {count} NaN or infinite voxels; replace them before use.")
         if low == high:
-            raise ValueError(f"{where} is constant ({low:g} everywhere): an empty or broken file.")
+            raise ValueError(f"{where} is constant ({low:g} everywhere), empty or broken; export it again.")
         return image

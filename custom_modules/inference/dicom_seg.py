@@ -94,6 +94,7 @@ def segmentation(headers: Sequence[Dataset], frames: np.ndarray, segment: Mappin
     for header in headers:
         for name in MAY_BE_EMPTY:
             header.setdefault(name, None)
+    _complete_thickness(headers)
     return highdicom.seg.Segmentation(
         source_images=headers,
         pixel_array=frames,
@@ -112,6 +113,16 @@ def segmentation(headers: Sequence[Dataset], frames: np.ndarray, segment: Mappin
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=False,
     )
+
+
+def _complete_thickness(headers: Sequence[Dataset]) -> None:
+    """Gives classic slices the thickness and spacing that highdicom needs, if absent or below 0: from positions."""
+    positions, _ = slice_planes(headers)
+    gap = np.linalg.norm(positions[-1] - positions[0]) / max(len(positions) - 1, 1) or 1.0  # of one slice it is unknown
+    for header in headers if "SharedFunctionalGroupsSequence" not in headers[0] else ():
+        for name in ("SliceThickness", "SpacingBetweenSlices"):
+            if not (header.get(name) or 0) > 0:
+                setattr(header, name, round(float(gap), 6))
 
 
 def describe_segment(segment: Mapping, algorithm: str) -> SegmentDescription:

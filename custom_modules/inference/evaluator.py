@@ -18,6 +18,7 @@ from ignite.engine import Engine
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents, PrepareBatch
 
+from custom_modules.files import printable
 from custom_modules.inference.cases import DONE, ERROR, reason
 from custom_modules.inference.inferer import FACTS
 
@@ -57,7 +58,7 @@ class VolumeEvaluator(SupervisedEvaluator):
         cases = list(batchdata["case"])
         rank = f" on rank {idist.get_rank()}" if idist.get_world_size() > 1 else ""
         number = f"({engine.state.iteration} of {engine.state.epoch_length}{rank})"
-        logger.info("case %s %s%s", ", ".join(cases), number, ": already done" if DONE in batchdata else "")
+        logger.info("case %s %s%s", printable(", ".join(cases)), number, ": already done" if DONE in batchdata else "")
         self.seen += cases
         if DONE in batchdata:
             self.done += batchdata["stem"]
@@ -69,7 +70,7 @@ class VolumeEvaluator(SupervisedEvaluator):
         except Exception as error:
             why = batchdata[ERROR][0] if ERROR in batchdata else reason(error)
             self.failures.update(dict.fromkeys(cases, why))
-            logger.error("case %s failed: %s", ", ".join(cases), why)
+            logger.error("case %s failed: %s", printable(", ".join(cases)), why)
             return []
         return [{**item, **output} for item, output in zip(engine.state.batch, engine.state.output, strict=True)]
 
@@ -89,7 +90,7 @@ class VolumeEvaluator(SupervisedEvaluator):
                 "image (--overwrite True does them again)", len(set().union(*done)), n_cases
             )  # fmt: skip
         if self.failures:
-            listed = "\n".join(f"  {case}: {why}" for case, why in self.failures.items())
+            listed = "\n".join(f"  {printable(case)}: {why}" for case, why in self.failures.items())
             raise RuntimeError(f"{len(self.failures)} of {n_cases} cases failed:\n{listed}")
 
 

@@ -22,9 +22,11 @@ from custom_modules.files import (
     remove_partial,
     result_file,
     sha256,
+    stamp,
     unlock_folder,
     write_json,
 )
+from custom_modules.inference.cases import STAMP
 from custom_modules.inference.evaluator import one_case
 
 VOLUMES, UNCERTAINTY, SEGMENTATION = ["mask.nii.gz", "saliency.nii.gz"], "uncertainty.nii.gz", "seg.dcm"
@@ -139,6 +141,9 @@ class Provenance:
                 write_json(self._file(item["stem"]), self._facts(item, engine.cases[item["stem"]]))
 
     def _facts(self, item: Mapping, case: Mapping) -> dict:
+        origin = self._origin(case)
+        if stamp(case["image"]) != item[STAMP]:  # the hash would be that of another image
+            raise ValueError("its image was replaced while it was worked on; run the same command again.")
         facts = {
             "case": item["case"],
             "image": case["image"],
@@ -146,7 +151,7 @@ class Provenance:
             "slices_processed": item["n_slices"],
             "seconds_per_slice": item["seconds_per_slice"],
             "versions": VERSIONS,
-            **self._origin(case),
+            **origin,
             "outputs_sha256": self._outputs(item["stem"]),
         }
         if "expected_dice" in item:

@@ -25,6 +25,7 @@ from monai.transforms.utils import get_largest_connected_component_mask
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+from custom_modules.data.reader import VolumeReader
 from custom_modules.data.tag_volume import tags_of_volume
 from custom_modules.inference.body import CROSS, body_mask
 from custom_modules.training.segmentation import UNKNOWN
@@ -58,7 +59,7 @@ class LoadMapd(Transform):
     def __init__(self, intensity_power: float, erosion: int, scale: float, num_components: int) -> None:
         self.intensity_power, self.erosion, self.scale = intensity_power, erosion, scale
         self.num_components = num_components
-        self.load = LoadImage(image_only=True, ensure_channel_first=True)
+        self.load = LoadImage(VolumeReader, image_only=True, ensure_channel_first=True)
         self.onto_image = ResampleToMatch(mode="bilinear", padding_mode="zeros")
 
     def __call__(self, data: Mapping) -> dict:

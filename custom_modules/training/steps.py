@@ -73,11 +73,12 @@ class TrainingStep(nn.Module):
         super().__init__()
         if network.segmenter is not None:
             network.segmenter.requires_grad_(False)  # it learns later, by distillation
-        low, high = timestep_range
+        pair = isinstance(timestep_range, Sequence) and len(timestep_range) == 2
+        low, high = timestep_range if pair else (-1, -1)
         if not 0 <= low <= high < NUM_TRAIN_TIMESTEPS:
             raise ValueError(
                 f"timestep_range must be [low, high] with 0 <= low <= high < {NUM_TRAIN_TIMESTEPS}; "
-                f"got {list(timestep_range)}."
+                f"got {timestep_range}."
             )
         if not 0 <= timestep_focus <= 1:
             raise ValueError(f"timestep_focus is a share and must be in [0, 1]; got {timestep_focus}.")

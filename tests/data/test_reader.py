@@ -64,6 +64,13 @@ def test_agreeing_forms_are_not_worth_a_word(tmp_path, caplog):
     assert (read(tmp_path / "A.NII.GZ").numpy() == VALUES).all() and "disagree" not in caplog.text
 
 
+@pytest.mark.parametrize("offset", [1e8, -3e9])
+def test_a_large_offset_does_not_eat_the_values(tmp_path, offset):
+    path = save_volume(tmp_path / "a.nii.gz", VALUES + offset, AFFINE)
+    assert (read(path).numpy() == VALUES).all()
+    assert (read(save_volume(path, VALUES + 1000.0, AFFINE)).numpy() == VALUES + 1000).all()
+
+
 def test_one_flipped_bit_is_noticed(tmp_path):
     path = save_volume(tmp_path / "a.nii.gz", VALUES, AFFINE)
     content = path.read_bytes()
@@ -80,8 +87,9 @@ def test_one_flipped_bit_is_noticed(tmp_path):
     [
         ("<hh", 70, (32, 64), r"voxels of type complex64 \(complex or colour\)"),
         ("<hh", 70, (128, 24), r"voxels of type .*'R'.*\(complex or colour\)"),
-        ("<h", 70, (0,), "no valid NIfTI header: .*code 0"),
+        ("<h", 70, (0,), r"no valid NIfTI header \(.*code 0"),
         ("<ffff", 280, (0, 0, 0, 0), "an affine that is no grid"),
+        ("<h", 42, (0,), r"shape \(0, 4, 5\), no voxels"),
     ],
 )
 def test_what_is_no_volume_of_real_numbers_is_named(tmp_path, form, offset, values, why):

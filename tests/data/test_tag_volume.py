@@ -54,6 +54,13 @@ def test_tags_follow_the_volume(tmp_path, codes, target):
     assert found.dtype == torch.uint8
 
 
+@pytest.mark.parametrize("tag", [0.7, 2, -1, "1", None])
+def test_a_tag_is_0_or_1(tag):
+    case = {"image": MetaTensor(torch.zeros(1, 4, 3, 5)), "case": "p7", "slice_labels": [0, 1.0, tag, 0, 0]}
+    with pytest.raises(ValueError, match=f"case 'p7': slice_labels must be 0 or 1; got {tag}. Correct the datalist"):
+        TagVolumed()(case)
+
+
 def test_a_wrong_number_of_tags_is_an_error():
     case = {"image": MetaTensor(torch.zeros(1, 4, 3, 5)), "case": "p7", "slice_labels": [0, 1, 0, 0]}
     with pytest.raises(ValueError, match=r"case 'p7': slice_labels has 4 tags but .* 5 slices along slice_axis=2"):

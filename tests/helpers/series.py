@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 import highdicom
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from monai.data import ITKReader, MetaTensor
 from monai.transforms import LoadImage
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -32,6 +33,26 @@ def save_series(folder: Path, volume: np.ndarray, affine: np.ndarray = OBLIQUE, 
         header |= {"InstanceNumber": i + 1, **tags}
         _save(header, volume[..., i], folder / str(name))
     return folder
+
+
+def save_edited(folder: Path, volume: np.ndarray, edit: Callable[[Dataset, int], object], **tags) -> Path:
+    """Writes a series, slice i to the file i, and then each header once more after `edit(header, i)`."""
+    save_series(folder, volume, names=range(volume.shape[2]), **tags)
+    for i in range(volume.shape[2]):
+        header = dcmread(folder / str(i))
+        edit(header, i)
+        header.save_as(folder / str(i))
+    return folder
+
+
+def only(slices: Container[int], name: str, value) -> Callable[[Dataset, int], object]:
+    """An edit that gives the tag `name` of some slices another value, or with None takes it away."""
+
+    def edit(header: Dataset, i: int) -> None:
+        if i in slices:
+            setattr(header, name, value) if value is not None else delattr(header, name)
+
+    return edit
 
 
 def save_enhanced(folder: Path, volume: np.ndarray, affine: np.ndarray = OBLIQUE, order: Iterable = ()) -> Path:

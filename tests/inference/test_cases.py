@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from unittest import mock
 
 import numpy as np
 import pytest
-from monai.transforms import Compose, EnsureTyped
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureTyped, SaveImage
 from torch import distributed
 
 from custom_modules.inference import cases as cases_module
 from custom_modules.inference.cases import CaseDataset, CaseSampler, LoaderAhead, reason
 from custom_modules.inference.checks import CheckVolumed
+from custom_modules.inference.writers import AtomicNibabelWriter
 from tests.helpers.bundles import save_nifti
 from tests.helpers.evaluators import PREPROCESSING
 
@@ -38,6 +42,16 @@ def test_reason_sees_through_monai():
     with pytest.raises(RuntimeError, match="applying transform") as caught:
         Compose([EnsureTyped("image"), CheckVolumed("image")])({"image": np.zeros((1, 2, 2, 2)), "case": "p1"})
     assert reason(caught.value).startswith("ValueError: case 'p1': the image is constant")
+
+
+def test_reason_finds_what_monai_put_into_a_message():
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "/out/.partial-1.nii.gz")
+
+    with mock.patch.object(AtomicNibabelWriter, "write", full), pytest.raises(RuntimeError) as caught:
+        SaveImage(writer=AtomicNibabelWriter, output_dir="/out")(MetaTensor(torch.zeros(1, 2, 2, 2)))
+    assert "install the writer libraries" in str(caught.value)
+    assert reason(caught.value) == "OSError: [Errno 28] No space left on device: '/out/.partial-1.nii.gz'"
 
 
 def stems(*cases: tuple[str, str]) -> list[str]:

@@ -117,19 +117,6 @@ def test_mask_and_saliency_come_back_to_the_input(tmp_path, geometry):
     assert not (saliency * untagged).any() and not saliency[image == 0].any()
 
 
-@pytest.mark.parametrize("codes", ["SPL", "ARI"])
-def test_the_storage_order_does_not_matter(tmp_path, codes):
-    results = []
-    for stored in ("LPS", codes):
-        (tmp_path / stored).mkdir()
-        found = segment(tmp_path / stored, codes=stored)
-        back = ornt_transform(axcodes2ornt(stored), axcodes2ornt("LPS"))
-        results.append([np.asarray(v.as_reoriented(back).dataobj) for v in (found.mask, found.saliency)])
-    (mask, saliency), (other_mask, other_saliency) = results
-    assert np.array_equal(mask, other_mask)
-    np.testing.assert_allclose(other_saliency, saliency, atol=1e-5)
-
-
 @pytest.mark.parametrize("knobs", [{"threshold": "average_otsu"}, {"threshold": 0.7, "num_components": 0}], ids=str)
 def test_other_thresholds_find_the_ball_too(tmp_path, knobs):
     found = segment(tmp_path, codes="ARI", **knobs)

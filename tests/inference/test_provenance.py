@@ -121,6 +121,18 @@ def test_a_record_that_cannot_be_written_fails_its_case_alone(cases, tmp_path, m
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["last"]
 
 
+def test_an_image_that_is_replaced_during_the_run_fails_its_case(cases, tmp_path):
+    def replace(item):
+        copy = Path(cases[2]["image"]).with_suffix(".copy")
+        copy.write_bytes(Path(cases[3]["image"]).read_bytes())
+        copy.replace(cases[2]["image"])
+        return item
+
+    with pytest.raises(RuntimeError, match="case_fine: ValueError: its image was replaced .* run the same command"):
+        evaluator(cases[2:3], handlers=[Provenance(str(tmp_path), None, {})], postprocessing=Compose([replace])).run()
+    assert not (tmp_path / "fine" / "fine_provenance.json").exists()
+
+
 def test_overrides_and_the_first_config_count_and_overlays_do_not(cases, tmp_path):
     program = "/somewhere/monai/bundle/__main__.py"
     inference, overlay = tmp_path / "inference.yaml", tmp_path / "overlay.yaml"

@@ -196,15 +196,7 @@ def test_a_part_of_a_segmenter_is_no_excuse(part, strict):
         network.load_state_dict(no_student, strict=strict)
 
 
-def write_truncated(path):
-    torch.save(tiny_network().state_dict(), path)
-    path.write_bytes(path.read_bytes()[:-500])
-
-
 CONTENTS = {
-    "truncated": write_truncated,
-    "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_text("no weights"),
     "other network": lambda path: torch.save(tiny_network(channels=[8, 8]).state_dict(), path),
     "whole run": lambda path: torch.save({"network": tiny_network().state_dict(), "trainer": {"epoch": 3}}, path),
     "no dict": lambda path: torch.save([1, 2], path),

@@ -110,9 +110,9 @@ def test_losses_of_an_oracle():
     assert torch.equal(x[clean], x_0[clean]) and not (x[~clean] == x_0[~clean]).flatten(1).all(dim=1).any()
 
 
-@pytest.mark.parametrize("wrong", [(-1, 500), (600, 200), (200, 1000)])
+@pytest.mark.parametrize("wrong", [(-1, 500), (600, 200), (200, 1000), (5,), 5, (1, 2, 3)])
 def test_a_range_outside_the_schedule_is_an_error(wrong):
-    message = re.escape(f"timestep_range must be [low, high] with 0 <= low <= high < 1000; got {list(wrong)}")
+    message = re.escape(f"timestep_range must be [low, high] with 0 <= low <= high < 1000; got {wrong}")
     with pytest.raises(ValueError, match=message):
         TrainingStep(tiny_network(), Diffusion(), timestep_range=wrong)
 
