@@ -32,7 +32,7 @@ from custom_modules.inference.cases import ERROR, CaseDataset
 from custom_modules.networks.weights import training_cases
 
 SIDE = 64  # pixels, to which slices are resized, whatever the method works on
-MARGIN, STRETCH = 1.5, 0.25
+MARGIN, STRETCH = 1.5, 0.2
 FEWEST, MOST = 3, 200  # training volumes
 CHECKS = {"unlike_contrast": "contrast or texture", "unlike_proportions": "width by depth of the body"}
 logger = logging.getLogger(__name__)

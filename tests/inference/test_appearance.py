@@ -66,7 +66,7 @@ def test_the_limits_are_those_of_the_training_volumes(weights, network):
     low, high = json.loads(statistics_file(weights).read_text())["proportions"]
     assert (low, high) == pytest.approx(np.percentile(RATIOS, [5, 95]), abs=1e-4)
     (facts,) = TrainingAppearance(weights)(volume(0, ratio=1.4)[None], network)
-    assert facts["unlike_proportions"] == pytest.approx(np.log(1.4 / high) / 0.25, rel=1e-3)
+    assert facts["unlike_proportions"] == pytest.approx(np.log(1.4 / high) / 0.2, rel=1e-3)
 
 
 @pytest.mark.parametrize(
