@@ -4,10 +4,10 @@
 
     model.ts          the network, traced: what `python -m monai.bundle ckpt_export --use_trace True` makes. Beyond the
                       image it takes timesteps and class labels, and it has `classify`: all that the inferer calls
-    segment.ts        the whole method `cdm`: raw volume (1, H, W, D) in LPS -> mask and saliency
+    segment.ts        the default method `segmenter`, whole: raw volume (1, H, W, D) in LPS -> mask and saliency
     denoiser.onnx     x (B, 1, S, S), timesteps (B,) int64, class_labels (B, 2) float32 -> eps (B, 1, S, S)
     classifier.onnx   x (B, 1, S, S), timesteps (B,) int64 -> logits (B, 2)
-    segmenter.onnx    x (B, 1, Z, Z) -> logits (B, 1, Z, Z); of weights whose segmenter has learned
+    segmenter.onnx    x (B, 1, Z, Z) -> logits (B, 1, Z, Z)
     export.json       what they were made from: `packing.pack` takes them only if that is the bundle it packs
 
 All are float32. The batch is free; the slices' side S is the bundle's `image_size` (model.ts takes others, too), Z its
@@ -15,7 +15,8 @@ All are float32. The batch is free; the slices' side S is the bundle's `image_si
 files.
 
 Any knob of `inference.yaml` may follow, such as `--ckpt_path runs/mine/models/model.pt`. The .ts files and export.json
-hold the knobs as given, paths too; an export with knobs is not packed. Their `method` is `cdm`, that of segment.ts.
+hold the knobs as given, paths too; an export with knobs is not packed. Weights whose segmenter has not learned have no
+segment.ts and no segmenter.onnx.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from torch import nn
 
 from packing.program import check_program
 from packing.record import RECORD, describe
-from packing.torchscript import DOES, SETTINGS, SegmentProgram, TracedNetwork
+from packing.torchscript import SETTINGS, SegmentProgram, TracedNetwork
 
 OPSET = 18
 WRITERS_OWN = ("version", "byteorder", ".data/version", ".data/serialization_id")  # the writer adds them itself
@@ -64,7 +65,7 @@ def read_bundle(bundle: str | Path, **knobs) -> ConfigParser:
     parser = ConfigParser()
     parser.read_config(str(file))
     parser.read_meta(str(file.with_name("metadata.json")))
-    parser.update({"bundle_root": root, "device": "cpu", "method": DOES["method"], **knobs})
+    parser.update({"bundle_root": root, "device": "cpu", **knobs})
     return parser
 
 
@@ -91,13 +92,16 @@ def _follow_device(graph: torch.Graph) -> None:
             constant.output().replaceAllUsesWith(device.output())
 
 
-def segmenter(parser: ConfigParser, network: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+def program(parser: ConfigParser, segmenter: nn.Module) -> torch.jit.ScriptModule:
     """Builds the program of `packing.torchscript` with the bundle's settings; the config has passed `check_program`."""
     transforms = {step["_target_"]: step for step in parser.get("preprocessing")["transforms"]}
+    size = parser.get("segmenter_size")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        traced = torch.jit.trace(segmenter, torch.rand(2, 1, size, size), check_trace=False)
     return torch.jit.script(
         SegmentProgram(
-            network,
-            parser.get_parsed_content("diffusion").alphas_cumprod,
+            traced,
             {name: parser.get_parsed_content(name) for name in SETTINGS},
             margin=transforms["CropForegroundd"]["margin"],
             batch_size=parser.get_parsed_content("batch_size"),
@@ -160,14 +164,17 @@ def export(bundle: str | Path, output_dir: str | Path | None = None, **knobs) ->
     parser, file = read_bundle(bundle, **knobs), inference_file(bundle)
     check_program(parser)
     config = ConfigParser(ConfigParser.load_config_file(file))
-    config.update({"method": DOES["method"], **knobs})
+    config.update(knobs)
     network, image_size = parser.get_parsed_content("network").float().eval(), parser.get("image_size")
     traced = trace(network, image_size)
     folder = Path(output_dir or Path("dist", "export", Path(bundle).resolve().name))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
         aside = Path(partial)
-        for name, module in (("model.ts", traced), ("segment.ts", segmenter(parser, traced))):
+        modules = {"model.ts": traced}
+        if network.distilled:
+            modules["segment.ts"] = program(parser, network.segmenter)
+        for name, module in modules.items():
             save(module, aside / name, parser.get("_meta_"), config.get())
         write_onnx(network, image_size, parser.get("segmenter_size"), aside)
         made = sorted(path.name for path in aside.iterdir())

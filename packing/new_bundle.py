@@ -1,7 +1,9 @@
 """Makes a bundle for another target: everything but the weights, which training puts into its models/.
 
-    python -m packing.new_bundle liver --from chaos_kidney [--target_labels 1]
+    python -m packing.new_bundle liver --from chaos_kidney [--target_labels 1] [--label Liver] \\
+      [--code 10200004 SCT Liver] [--description TEXT] [--authors TEXT] [--data_license TEXT]
 
+What is not given is marked TODO: in the files, and `make dist` refuses the bundle until it is written.
 docs/new_target.md goes on from there.
 """
 
@@ -13,27 +15,31 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from custom_modules import __version__
 from custom_modules.files import read_json
 from packing import configs
+from packing.identity import TODO
 
-README = """# {name}
+README = f"""# {{name}}
 
-Made from {source} of version {version}; no weights yet. State here what it segments, what it was trained on, and its
-results on patients that took no part in training.
+{TODO} Made from {{source}} of version {{version}}; no weights yet. State here what it segments, what it was trained on,
+and its results on patients that took no part in training.
 """
-DATA_LICENSE = "State here the licence of the data that the weights (models/*.pt) are trained on; it is theirs, too.\n"
+DATA_LICENSE = (
+    f"{TODO} state here the licence of the data that the weights (models/*.pt) are trained on; it is theirs, too."
+)
 
 
-def metadata(source: dict, name: str) -> dict:
-    """Returns the content of a new bundle's metadata.json: that of `source` without what was claimed for its target."""
-    target = f"{name}: edit metadata.json"
+def metadata(source: dict, name: str, given: Mapping[str, str]) -> dict:
+    """Returns the content of a new bundle's metadata.json: that of `source` without what was claimed for its target,
+    with the texts `given`."""
     new = {key: value for key, value in source.items() if key not in ("eval_metrics", "data_source")}
-    texts = {key: target for key in ("task", "description", "authors")}
-    texts |= {key: target for key in ("image_classes", "label_classes", "pred_classes")}
+    texts = {key: f"{TODO} {name}" for key in ("task", "description", "authors")}
+    texts |= {key: f"{TODO} {name}" for key in ("image_classes", "label_classes", "pred_classes")}
+    texts |= {key: value for key, value in given.items() if value}
     new |= {"name": name, "version": __version__, "changelog": {__version__: "first version"}, **texts}
     new["copyright"] = "Code: Apache-2.0. Weights: docs/data_license.txt."
     new["references"] = source["references"][:1]  # the method's; the others are of the data
@@ -42,23 +48,45 @@ def metadata(source: dict, name: str) -> dict:
     return new
 
 
-def bundle_text(source: str, name: str, target_labels: Sequence[int]) -> str:
+def bundle_text(
+    source: str, name: str, target_labels: Sequence[int], label: str | None = None, code: Sequence[str] | None = None
+) -> str:
     """Returns a new bundle.yaml: that of `source` but for its name, its labels and the DICOM codes of its target."""
     lines = {
-        r"  target_labels: ": f"{list(target_labels)}",
+        r"  bundle_labels: ": f"{list(target_labels)}",
         r"  name: ": name,
-        r"    label: ": name,
-        r"    type: ": "null",  # an error where it is needed, rather than masks with the name of another target
+        r"    label: ": label or name,
+        # null: an error where it is needed, rather than masks with the name of another target
+        r"    type: ": json.dumps(list(code)) if code else "null",
     }
     text = re.sub(r"^# [^:\n]*:", f"# {name}:", source)
     for start, value in lines.items():
         text = re.sub(rf"^{start}([^#\n]*[^# \n]) *", f"{start}{value}".ljust(45), text, count=1, flags=re.MULTILINE)
-    text = re.sub(r"(target_labels: .*#).*", r"\1 label values of the target in masks; []: all above 0", text)
+    text = re.sub(r"(bundle_labels: .*#).*", r"\1 mask values of the target, if no datalist names them", text)
     return re.sub(" +\n", "\n", text)
 
 
-def new_bundle(name: str, source: Path, folder: Path, target_labels: Sequence[int] = ()) -> Path:
+def new_bundle(
+    name: str,
+    source: Path,
+    folder: Path,
+    target_labels: Sequence[int] = (),
+    label: str | None = None,
+    code: Sequence[str] | None = None,
+    data_license: str | None = None,
+    **texts: str | None,
+) -> Path:
     """Makes the bundle `<folder>/<name>` like the bundle `source`; returns its folder.
+
+    Args:
+        name: of the bundle.
+        source: folder of another.
+        folder: gets the bundle.
+        target_labels: mask values of the target; empty: all above 0.
+        label: the target in words, for DICOM Segmentations; None: `name`.
+        code: the target's type as [value, coding scheme, meaning], likewise; None: to be written.
+        data_license: terms of the data, for docs/data_license.txt; None: to be written.
+        texts: of metadata.json, such as `description` and `authors`; None: to be written.
 
     Raises:
         ValueError: if the name does not suit a folder.
@@ -72,14 +100,14 @@ def new_bundle(name: str, source: Path, folder: Path, target_labels: Sequence[in
         raise FileExistsError(f"{bundle} already exists.")
     for part in ("configs", "docs", "models"):
         (bundle / part).mkdir(parents=True)
-    (bundle / configs.BUNDLE).write_text(bundle_text(text, name, target_labels), encoding="utf-8")
+    (bundle / configs.BUNDLE).write_text(bundle_text(text, name, target_labels, label, code), encoding="utf-8")
     shutil.copy(source / "LICENSE", bundle)
     (bundle / "custom_modules").symlink_to(os.path.relpath(configs.REPO / "custom_modules", bundle.resolve()))
-    content = metadata(read_json(source / "configs" / "metadata.json"), name)
+    content = metadata(read_json(source / "configs" / "metadata.json"), name, texts)
     (bundle / "configs" / "metadata.json").write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
     readme = README.format(name=name, source=source.name, version=__version__)
     (bundle / "docs" / "README.md").write_text(readme, encoding="utf-8")
-    (bundle / "docs" / "data_license.txt").write_text(DATA_LICENSE, encoding="utf-8")
+    (bundle / "docs" / "data_license.txt").write_text(f"{data_license or DATA_LICENSE}\n", encoding="utf-8")
     configs.write(bundle)
     return bundle
 
@@ -89,11 +117,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("name", help="of the bundle and its folder, such as liver")
     parser.add_argument("--from", dest="source", required=True, help="bundle to start from: chaos_kidney, brats_flair")
     parser.add_argument("--target_labels", type=int, nargs="*", default=(), help="values in masks; default: above 0")
+    parser.add_argument("--label", help="the target in words, for DICOM Segmentations; default: the name")
+    parser.add_argument("--code", nargs=3, metavar=("VALUE", "SCHEME", "MEANING"), help="its type: 10200004 SCT Liver")
+    parser.add_argument("--description", help="of the bundle, for metadata.json")
+    parser.add_argument("--authors", help="of the bundle, for metadata.json")
+    parser.add_argument("--data_license", help="terms of the data that the weights are trained on")
     parser.add_argument("--folder", type=Path, default=configs.REPO / "bundles", help="gets the bundle's folder")
-    options = parser.parse_args(arguments)
+    options = vars(parser.parse_args(arguments))
     try:
-        source = configs.REPO / "bundles" / options.source
-        bundle = new_bundle(options.name, source, options.folder, options.target_labels)
+        bundle = new_bundle(source=configs.REPO / "bundles" / options.pop("source"), **options)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"{bundle}: edit {configs.BUNDLE}, then run python -m packing.configs {bundle}")

@@ -28,6 +28,7 @@ from monai.bundle import ConfigParser
 import custom_modules
 from packing import record
 from packing.configs import REPO, bundle_folders
+from packing.identity import check_identity
 
 DIST = REPO / "dist"
 EXPORTS = DIST / "export"  # where `make export` writes
@@ -35,7 +36,7 @@ FILES = (  # what a packed bundle must hold; other files (checkpoints, caches, l
     *("LICENSE", "configs/metadata.json", "configs/logging.conf", "configs/*.yaml", "custom_modules/**/*.py"),
     *("docs/README.md", "docs/data_license.txt", "models/model.pt", "models/model.training.txt"),
 )
-OPTIONAL = ("docs/*.png", "models/supervised.pt", "models/supervised.training.txt")
+OPTIONAL = ("docs/*.png", "models/model.statistics.json", "models/supervised.pt", "models/supervised.training.txt")
 SUMS = "SHA256SUMS"
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip can state
 
@@ -67,7 +68,8 @@ def contents(bundle: Path, exports: Path) -> dict[str, bytes]:
 
     Raises:
         FileNotFoundError: if the bundle lacks a file.
-        ValueError: if its version is not that of `custom_modules`, or `exports` were made of anything else.
+        ValueError: if its version is not that of `custom_modules`, name, codes, texts or weights are not its own, or
+            `exports` were made of anything else.
     """
     missing = [pattern for pattern in FILES if not any(bundle.glob(pattern))]
     if missing:
@@ -78,6 +80,7 @@ def contents(bundle: Path, exports: Path) -> dict[str, bytes]:
             f"{bundle / 'configs' / 'metadata.json'} says version {version}, custom_modules/__init__.py says "
             f"{custom_modules.__version__}: they must agree, give both the newer one."
         )
+    check_identity(bundle, [other for other in bundle_folders() if other.resolve() != bundle.resolve()])
     paths = [path for pattern in (*FILES, *OPTIONAL) for path in bundle.glob(pattern)]
     files = {path.relative_to(bundle).as_posix(): path.read_bytes() for path in paths}
     files |= {f"configs/{path.stem}.json": as_json(path) for path in bundle.glob("configs/*.yaml")}

@@ -18,10 +18,11 @@ from monai.bundle import ConfigParser
 
 from packing.configs import SHARED, expand
 
-SECTIONS = ("slice_size", "preprocessing", "methods#cdm", "method_factory", "inferer", "postprocessing")
-WRITTEN_FOR = "29f0b574f075f319"  # fingerprint of these sections
-FREE = re.compile(  # ids that may differ: what the program is given, and how a host writes its files
-    "^preprocessing#transforms#7#margin#[01]$|"
+SECTIONS = ("slice_size", "preprocessing", "methods#segmenter", "method_factory", "inferer", "postprocessing")
+WRITTEN_FOR = "a9575c8cbd466aeb"  # fingerprint of these sections
+# ids that may differ: what the program is given, how a host writes its files, and what only warns
+FREE = re.compile(
+    "^preprocessing#transforms#7#margin#[01]$|^inferer#appearance#|"
     "^postprocessing#transforms#([2-5]#(output_dir|output_postfix|print_log|writer|algorithm|segment.*)|5#_disabled_)$"
 )
 NOTHING = "nothing"

@@ -65,7 +65,7 @@ class Segmentation:
 
     def load(self, case: Mapping) -> tuple[dict, torch.Tensor]:
         """Returns a case as it is read, without tags, and its truth (1, H, W, D) float32."""
-        truth = target_mask(load_label(case["label_file"], case["image_file"]), self.get("target_labels"))
+        truth = target_mask(load_label(case["label_file"], case["image_file"]), self.get("labels"))
         item = self.read({key: value for key, value in case.items() if key != "slice_labels"})
         return item, torch.as_tensor(truth)[None].float()
 
@@ -107,7 +107,7 @@ def run_shifts(
         differing = [key for key in mine if found.get(key) != mine[key]]
         raise ValueError(f"{output_dir} holds a study with other {differing}; give another --output_dir.")
     write_json(about, mine)
-    cases = labelled_cases(datalist, dataset_dir, section, get("target_labels"), get("slice_axis"))
+    cases = labelled_cases(datalist, dataset_dir, section, get("labels"), get("slice_axis"))
     todo = list(changes())
     with tqdm(total=len(cases) * len(todo), desc="shifts", unit="volume") as bar:
         results = {case["case"]: _measure(segmentation, case, todo, output_dir, bar) for case in cases}

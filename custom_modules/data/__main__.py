@@ -28,13 +28,13 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     layouts = parser.add_subparsers(dest="layout", required=True, metavar="|".join(LAYOUTS))
     for layout, patterns in LAYOUTS.items():
         sub = layouts.add_parser(layout, help=f"images at {', '.join(patterns)}")
-        target = CHAOS_KIDNEYS if layout == "chaos" else ()
         sub.add_argument("--root", type=Path, required=True, help="folder (or single volume) to search")
         sub.add_argument("--output", type=Path, required=True, help="datalist to write (.json)")
         sub.add_argument("--glob", help=f"pattern of the images, relative to root (default: {' '.join(patterns)})")
         sub.add_argument("--tags", type=Path, help="CSV with the columns case,slice,label, read instead of masks")
-        sub.add_argument("--target_labels", type=int, nargs="+", default=target, metavar="VALUE",
-                         help=f"mask values that make the target (default: {target or 'all above 0'})")  # fmt: skip
+        target = CHAOS_KIDNEYS if layout == "chaos" else "all above 0"
+        sub.add_argument("--target_labels", type=int, nargs="+", metavar="VALUE",
+                         help=f"mask values that make the target (default: {target})")  # fmt: skip
         sub.add_argument("--slice_axis", type=int, default=2, choices=(0, 1, 2), help="axis of the slices (default: 2)")
         sub.add_argument("--min_area", type=int, default=0,
                          help="a slice is positive if its target has more pixels than this (default: 0)")  # fmt: skip
@@ -52,6 +52,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def _build(args: argparse.Namespace) -> None:
     """Find the cases, tag their slices, split them by patient, write the datalist (one per fold) and report."""
     rule = {key: getattr(args, key) for key in ("target_labels", "slice_axis", "min_area")}
+    if args.target_labels is None and not args.tags:
+        rule["target_labels"] = CHAOS_KIDNEYS if args.layout == "chaos" else ()
     cases = find_cases(args.root, args.layout, args.glob)
     usable, skipped, notes = tag_cases(cases, read_tags(args.tags) if args.tags else None, **rule)
     if not usable:
@@ -69,7 +71,7 @@ def _build(args: argparse.Namespace) -> None:
     else:
         splits = split_cases(tagged, args.seed, folds=args.folds)
 
-    target = f"label in {list(args.target_labels)}" if args.target_labels else "label > 0"
+    target = f"label in {list(rule['target_labels'])}" if rule["target_labels"] else "label > 0"
     source = f"tagged 1 in {args.tags}" if args.tags else f"with {target} on more than {args.min_area} pixels"
     print(f"{len(cases)} cases found in {args.root} ({args.layout}); positive slices are those {source}")
     for k, split in enumerate(splits):
@@ -92,7 +94,8 @@ def _write_datalist(path: Path, split: dict[str, list[dict]], root: Path, settin
         paths = {key: Path(os.path.relpath(item[key], root)).as_posix() for key in ("image", "label") if key in item}
         return "\n  " + json.dumps(item | paths)
 
-    entries = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
+    known = {key: value for key, value in settings.items() if value is not None}  # tags do not tell values of masks
+    entries = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in known.items()]
     entries += [f" {json.dumps(name)}: [{','.join(map(line, items))}]" for name, items in split.items()]
     with atomic_path(path) as aside:
         aside.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")

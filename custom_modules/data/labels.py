@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -13,6 +14,46 @@ import numpy as np
 from custom_modules.data.dicom import series_files
 from custom_modules.data.geometry import stored_geometry
 from custom_modules.data.reader import load_nifti, open_nifti
+from custom_modules.files import read_json
+
+logger = logging.getLogger(__name__)
+
+
+def choose_target(
+    datalist: str | Path | None, dataset_dir: str | Path, given: Sequence[int] | int | None, default: Sequence[int]
+) -> list[int]:
+    """Chooses the label values of the target: those that the datalist was built with, or else `given`, or `default`.
+
+    Args:
+        datalist: JSON file; None: `datalist.json` in `dataset_dir`. It need not exist, nor name a target: one that was
+            built from a CSV of tags names none unless it was told.
+        dataset_dir: folder of the volumes.
+        given: the knob `target_labels`; one value, or several; None: not given.
+        default: the bundle's own. A datalist that names other values is believed, with a warning.
+
+    Returns:
+        Label values; empty: all above 0.
+
+    Raises:
+        ValueError: `given` differs from the datalist's, or holds anything but whole numbers.
+    """
+    values = [given] if isinstance(given, int) else given
+    if values is not None and (isinstance(values, str) or not all(isinstance(value, int) for value in values)):
+        raise ValueError(f'target_labels must be label values, such as --target_labels "[1,4]"; got {given!r}.')
+    path = Path(datalist or Path(dataset_dir) / "datalist.json")
+    content = read_json(path) if path.is_file() else {}
+    named = content.get("target_labels") if isinstance(content, dict) else None
+    if named is None:
+        return list(default if values is None else values)
+    if values is not None and set(values) != set(named):
+        raise ValueError(
+            f"target_labels must be those of {path}, whose tags are of {named or 'all values above 0'}; got {values}. "
+            "Leave the knob out, or build a datalist of the other target (python -m custom_modules.data)."
+        )
+    if set(named) != set(default):
+        logger.warning("the target is that of %s, label values %s, not the bundle's own, %s", path,
+                       named or "above 0", list(default) or "above 0")  # fmt: skip
+    return list(named)
 
 
 def target_mask(label: np.ndarray, target_labels: Sequence[int] | None) -> np.ndarray:

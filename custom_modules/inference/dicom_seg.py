@@ -14,12 +14,14 @@ from monai.transforms import MapTransform
 from custom_modules import __version__
 from custom_modules.data.dicom import TOLERANCE, read_series, slice_planes
 from custom_modules.files import atomic_path, result_file
+from custom_modules.inference.appearance import unlike_training
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation, SegmentDescription
     from pydicom import Dataset
 
 logger = logging.getLogger(__name__)
+UNLIKE_NOTE = "; UNLIKE TRAINING VOLUMES"  # a description has at most 64 characters (LO)
 CODES = ("category", "type", "region", "family")
 # highdicom needs them in the source, if only empty; anonymisation often removes them
 MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
@@ -64,7 +66,8 @@ class SaveDicomSegd(MapTransform):
             if not frames.any():
                 logger.info("case %s: nothing was found; the frames of its DICOM Segmentation are empty", data["case"])
             with atomic_path(result_file(self.output_dir, data["stem"], "seg.dcm")) as aside:
-                segmentation(headers, frames, self.segment, self.algorithm).save_as(aside)
+                unlike = bool(unlike_training(data))
+                segmentation(headers, frames, self.segment, self.algorithm, unlike).save_as(aside)
         return dict(data)
 
 
@@ -86,8 +89,13 @@ def mask_frames(mask: MetaTensor, headers: Sequence[Dataset]) -> np.ndarray:
     return frames
 
 
-def segmentation(headers: Sequence[Dataset], frames: np.ndarray, segment: Mapping, algorithm: str) -> Segmentation:
-    """Makes the DICOM Segmentation of the series with `headers`; `frames` (D, H, W) bool are its slices in order."""
+def segmentation(
+    headers: Sequence[Dataset], frames: np.ndarray, segment: Mapping, algorithm: str, unlike: bool = False
+) -> Segmentation:
+    """Makes the DICOM Segmentation of the series with `headers`; `frames` (D, H, W) bool are its slices in order.
+
+    `unlike` says that the series is unlike the training volumes; the description of the content tells.
+    """
     import highdicom
     from pydicom.uid import ExplicitVRLittleEndian
 
@@ -109,7 +117,7 @@ def segmentation(headers: Sequence[Dataset], frames: np.ndarray, segment: Mappin
         manufacturer_model_name=algorithm,
         software_versions=__version__,
         device_serial_number="0",  # required, and software has none
-        content_description=f"{segment['label']}, for research only",
+        content_description=f"{segment['label'][:20]}, for research only{UNLIKE_NOTE if unlike else ''}",
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=False,
     )

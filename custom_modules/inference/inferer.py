@@ -41,8 +41,8 @@ class SaliencyInferer(Inferer):
     `pred` to the postprocessing; it is not multiplied in, because interpolating the product would smear its rim.
 
     `meta["inference"]` of the result holds the facts of each volume: "n_slices" (B,), processed, "seconds_per_slice"
-    (B,), the method's own time, and where the classifier is the gate "gate_probability" (B, D), of y1. `Invertd`
-    replaces the meta data, so `VolumeEvaluator` takes the facts out before.
+    (B,), the method's own time, where the classifier is the gate "gate_probability" (B, D), of y1, and what
+    `appearance` says. `Invertd` replaces the meta data, so `VolumeEvaluator` takes the facts out before.
 
     Here the method finds what is bright, and the classifier calls a slice positive for its brightest pixel:
 
@@ -79,6 +79,8 @@ class SaliencyInferer(Inferer):
         erosion: pixels taken off the rim of the body; beyond them the map does not count (the scalp competes).
         smoothing: standard deviation, in slices, of a Gaussian over the processed slices; 0 for none.
         amp: bf16 for the gate where the hardware has it.
+        appearance: `(inputs, network) -> facts of each volume`, which compares them with those of training; None: they
+            are not compared.
 
     Raises:
         ValueError: a setting is out of its range, or tags are asked for and the case has none.
@@ -97,6 +99,7 @@ class SaliencyInferer(Inferer):
         erosion: int = 0,
         smoothing: float = 0.0,
         amp: bool = True,
+        appearance: Callable[[torch.Tensor, nn.Module], Sequence[dict[str, float]]] | None = None,
     ) -> None:
         super().__init__()
         if gate not in GATES:
@@ -112,6 +115,7 @@ class SaliencyInferer(Inferer):
         self.gate_smoothing, self.gate_size = gate_smoothing, gate_size
         self.batch_size, self.blur, self.intensity_power = batch_size, blur, intensity_power
         self.erosion, self.smoothing, self.amp = erosion, smoothing, amp
+        self.appearance = appearance
 
     def __call__(
         self, inputs: torch.Tensor, network: nn.Module, slice_labels: torch.Tensor | None = None
@@ -121,6 +125,9 @@ class SaliencyInferer(Inferer):
         output = MetaTensor(torch.stack(volumes))
         if isinstance(inputs, MetaTensor):
             output.copy_meta_from(inputs)
+        if self.appearance is not None:
+            for fact, found in zip(facts, self.appearance(inputs, network), strict=True):
+                fact |= found
         output.meta[FACTS] = default_collate(facts)
         return output
 

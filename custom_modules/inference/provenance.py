@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -26,10 +27,13 @@ from custom_modules.files import (
     unlock_folder,
     write_json,
 )
+from custom_modules.inference.appearance import CHECKS, unlike_training
 from custom_modules.inference.cases import STAMP
 from custom_modules.inference.evaluator import one_case
+from custom_modules.networks.weights import training_cases
 
 VOLUMES, UNCERTAINTY, SEGMENTATION = ["mask.nii.gz", "saliency.nii.gz"], "uncertainty.nii.gz", "seg.dcm"
+logger = logging.getLogger(__name__)
 VERSIONS = {
     "custom_modules": __version__,
     "monai": monai.__version__,
@@ -50,6 +54,8 @@ class Provenance:
 
     A later run reads it to know what is already done (`is_done`). So it is removed before a result is replaced: a
     process that is killed in between leaves no record of other files. Of two runs at once, the second is refused.
+    What a reader should know of a result is under `warnings`, a list of texts; at the end of a run the cases that have
+    some are named, also those that were done before.
 
     Args:
         output_dir: folder of the results.
@@ -76,6 +82,7 @@ class Provenance:
         nested = {name.replace(ID_SEP_KEY, "#"): value for name, value in given.items()}
         self.overrides = {name: value for name, value in nested.items() if "#" in name}
         self.config_sha256 = sha256(files[0]) if files else None
+        self.written: list[str] = []  # stems, in this run
         self.volumes = [*VOLUMES, *([SEGMENTATION] if output_format == "dicom_seg" else [])]
         self.volumes += [UNCERTAINTY] if self.settings.get("uncertainty") else []
 
@@ -85,10 +92,11 @@ class Provenance:
         engine.add_event_handler(Events.STARTED, lambda: self._weights)  # once, before the loader's workers are forked
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._remove_outdated)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._warn)
 
     def _lock(self, engine: Engine) -> None:
         """Locks the folder of the results; the first process does, and all end where it cannot."""
-        refused = ""
+        refused, self.written = "", []
         if idist.get_rank() == 0:
             try:
                 lock_folder(self.output_dir)
@@ -96,6 +104,19 @@ class Provenance:
                 refused = str(error)
         if told := "".join(idist.all_gather(refused)):
             raise RuntimeError(told)
+
+    def _warn(self, engine: Engine) -> None:
+        """Names the cases with warnings, in one line; the first process does, once all have written theirs."""
+        finished = set().union(*idist.all_gather([*self.written, *engine.done]))
+        if idist.get_rank() > 0:
+            return
+        records = [read_json_or_empty(self._file(stem)) for stem in engine.cases if stem in finished]
+        warned = [record["case"] for record in records if record.get("warnings")]
+        if warned:
+            logger.warning(
+                "%d of %d cases have warnings, look at their masks: %s (`warnings` in <case>_provenance.json says why)",
+                len(warned), len(records), ", ".join(warned[:10]) + (", ..." if len(warned) > 10 else ""),
+            )  # fmt: skip
 
     def is_done(self, case: Mapping) -> bool:
         """Says whether the result of `case` is as written, and was made by this version from the same `_origin`."""
@@ -139,6 +160,7 @@ class Provenance:
         for item in engine.state.output:
             with one_case(engine, item["case"]):
                 write_json(self._file(item["stem"]), self._facts(item, engine.cases[item["stem"]]))
+                self.written.append(item["stem"])
 
     def _facts(self, item: Mapping, case: Mapping) -> dict:
         origin = self._origin(case)
@@ -148,14 +170,26 @@ class Provenance:
             "case": item["case"],
             "image": case["image"],
             "label": item.get("label_file"),
+            "warnings": self._warnings(item),
             "slices_processed": item["n_slices"],
             "seconds_per_slice": item["seconds_per_slice"],
             "versions": VERSIONS,
             **origin,
             "outputs_sha256": self._outputs(item["stem"]),
         }
+        facts |= {name: round(float(item[name]), 3) for name in CHECKS if name in item}
         if "expected_dice" in item:
             facts["expected_dice"] = item["expected_dice"]
         if "gate_probability" in item:
             facts["gate_probability"] = [round(p, 4) for p in item["gate_probability"].tolist()]
         return facts
+
+    def _warnings(self, item: Mapping) -> list[str]:
+        """Lists what a reader of the result should know."""
+        warnings = [why] if (why := unlike_training(item)) else []
+        if not item["pred"].any():
+            warnings.append("nothing was found: the mask is empty.")
+        if self.ckpt_path and item["case"] in (training_cases(self.ckpt_path) or ()):
+            warnings.append("a case of this name was in the training of the weights: its mask does not say how good "
+                            "they are on others.")  # fmt: skip
+        return warnings

@@ -35,3 +35,15 @@ class Segmenter(nn.Module):
             )
         patches = nn.functional.pixel_unshuffle(x, self.patch_size)
         return nn.functional.pixel_shuffle(self.unet(patches), self.patch_size)
+
+    def first_layers(self) -> tuple[nn.Module, nn.Module]:
+        """Returns the layers that `appearance` uses, in order."""
+        return self.unet.conv_0, self.unet.down_1
+
+    def appearance(self, x: torch.Tensor) -> torch.Tensor:
+        """Returns mean and standard deviation over each slice of the first layers' features, (B, F) float32."""
+        h, statistics = nn.functional.pixel_unshuffle(x, self.patch_size), []
+        for layer in self.first_layers():
+            h = layer(h)
+            statistics += [h.mean(dim=(2, 3)), h.std(dim=(2, 3))]
+        return torch.cat(statistics, dim=1)

@@ -86,7 +86,8 @@ def save_teacher(ckpt_path: str | Path, folder: str | Path) -> str:
     state = {name: value for name, value in state.items() if not name.startswith(("segmenter.", "distilled"))}
     digest = hashlib.sha256()
     for name in sorted(state):
-        digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
+        tensor = state[name].contiguous() + 0  # an average makes 0 of -0, which is the same weight
+        digest.update(name.encode() + tensor.numpy().tobytes())
     path = Path(folder, f"teacher_{digest.hexdigest()[:12]}.pt")
     if not path.is_file():
         with atomic_path(path) as aside, open(aside, "wb") as file:
@@ -126,7 +127,25 @@ def write_maps(
     parser = _read(config_file, distributed)
     parser.update({**knobs, "network": network, "cases": tuple(cases)})
     parser.update({"provenance#command": ({}, tuple(config_file))})  # not that of the training
+    parser.update({"inferer#appearance": None})  # these are the training volumes
     parser.get_parsed_content("evaluator").run()
+
+
+def write_statistics(config_file: Sequence[str], network: nn.Module, cases: Sequence[Mapping], **knobs: Any) -> None:
+    """Runs the item `statistics` of a bundle's inference on the training `cases`, in the first process.
+
+    Args:
+        config_file: `inference.yaml` and its overlays.
+        network: network with the weights of the knob `ckpt_path`.
+        cases: training cases.
+        knobs: values of knobs of that config.
+    """
+    if idist.get_rank() > 0:
+        return
+    parser = ConfigParser()
+    parser.read_config(list(config_file))
+    parser.update({**knobs, "method": "segmenter", "network": network, "cases": tuple(cases)})
+    parser.get_parsed_content(f"statistics{ID_SEP_KEY}1")  # not the check of the command line, which is training's
 
 
 class DistilledWeights(AveragedWeights):

@@ -83,7 +83,7 @@ def _prepared(parser: ConfigParser, case: str | Path) -> Case:
         raise ValueError(f"{case}: {item['error']}")
     image, label, truth = item["image"], find_cases(case)[0].get("label"), None
     if label is not None:
-        target = target_mask(load_label(label, case), parser.get("target_labels"))
+        target = target_mask(load_label(label, case), parser.get_parsed_content("labels"))
         target = MetaTensor(torch.as_tensor(target)[None].float(), affine=torch.as_tensor(read_geometry(case)[1]))
         truth = ResampleToMatch(mode="nearest")(target, img_dst=image)[0].numpy() > 0.5
     image, affine = image[0].as_tensor().numpy(), np.asarray(image.affine)

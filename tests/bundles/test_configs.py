@@ -57,7 +57,18 @@ def test_knobs_are_flat_and_come_first(bundle):
     for content, knobs in ((train, PLACE_KNOBS | DATA_KNOBS | {"ckpt_dir"}), (inference, inference_knobs)):
         flat = list(itertools.takewhile(lambda item: not isinstance(item[1], dict), content.items()))
         assert knobs <= dict(flat).keys()
-    assert inference["method"] == "segmenter" and load(bundle, "evaluate")["gate"] == "tags"
+    assert load(bundle, "evaluate")["gate"] == "tags"
+
+
+@each_bundle
+def test_the_segmenter_is_the_default_and_a_host_may_ask_for_any_method(bundle):
+    parser = ConfigParser(load(bundle, "inference"))
+    assert parser.get_parsed_content("method") == "segmenter"
+    assert set(parser.get("displayable_configs")["method"]) == set(parser.get("methods"))
+    assert parser.get("displayable_configs")["method"][0] == "segmenter"  # what Slicer's menu shows first
+    parser["displayable_configs"].update(method="cdm")  # as MONAI Label does with `params.method` of a request
+    parser.parse()
+    assert parser.get_parsed_content("method") == "cdm"
 
 
 @each_bundle

@@ -44,6 +44,8 @@ def test_chaos_layout_in_nifti_takes_the_kidneys(tmp_path):
     build("chaos", "--root", tmp_path, "--output", tmp_path / "liver.json", "--target_labels", 4)
     assert read(tmp_path / "kidneys.json")["training"][0]["slice_labels"] == [0, 1, 0, 1, 0]
     assert read(tmp_path / "liver.json")["training"][0]["slice_labels"] == [0, 0, 1, 0, 0]
+    assert read(tmp_path / "kidneys.json")["target_labels"] == [2, 3, 126, 189]
+    assert read(tmp_path / "liver.json")["target_labels"] == [4]
 
 
 def test_a_csv_replaces_masks_which_are_then_not_read(tmp_path, capsys):
@@ -55,6 +57,7 @@ def test_a_csv_replaces_masks_which_are_then_not_read(tmp_path, capsys):
     content, report = read(tmp_path / "d.json"), capsys.readouterr().out
     assert content["training"][0]["slice_labels"] == [0, 0, 0, 0, 1]
     assert named(content["untagged"]) == ["p2"] and "slice_labels" not in content["untagged"][0]
+    assert "target_labels" not in content  # tags do not tell the values of masks
     assert "p1: 3 of 5 slices are not in the tags" in report and "p2: no tags" in report
 
 

@@ -1,12 +1,15 @@
 """Labels: the target by label values, and the PNGs of CHAOS, which follow the slices of the DICOM reader."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
 from monai.transforms import LoadImage
 
 from custom_modules.data.datalist import check_cases
-from custom_modules.data.labels import load_label, target_mask
+from custom_modules.data.labels import choose_target, load_label, target_mask
 from custom_modules.data.layouts import CHAOS_KIDNEYS, find_cases
 from custom_modules.data.tags import tag_cases
 from tests.helpers.series import save_chaos
@@ -26,6 +29,38 @@ def test_the_target_is_above_0_or_has_one_of_the_values(convert, dtype):
     ):
         mask = target_mask(label, target_labels)
         assert mask.dtype == bool and mask.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("named", "given", "chosen"),
+    [
+        (None, None, [2, 3]),  # the bundle's own
+        (None, 4, [4]),
+        (None, [], []),
+        ([1], None, [1]),  # the datalist's
+        ([1], [1], [1]),
+        ([3, 2], [2, 3], [3, 2]),
+    ],
+)
+def test_the_datalist_names_the_target(tmp_path, caplog, named, given, chosen):
+    (tmp_path / "datalist.json").write_text(json.dumps({} if named is None else {"target_labels": named}))
+    assert choose_target(None, tmp_path, given, (2, 3)) == chosen
+    assert ("label values [1], not the bundle's own, [2, 3]" in caplog.text) == (chosen == [1])
+    assert choose_target(None, tmp_path / "nowhere", None, [2, 3]) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([2, 3], r"datalist.json, whose tags are of [1]; got [2, 3]. Leave"),
+        ([], "got []"),
+        ("1 4", "such as --target_labels \"[1,4]\"; got '1 4'"),
+    ],
+)
+def test_another_target_than_the_datalists_is_an_error(tmp_path, given, message):
+    (tmp_path / "datalist.json").write_text('{"target_labels": [1]}')
+    with pytest.raises(ValueError, match=re.escape(message)):
+        choose_target(None, tmp_path, given, [2, 3])
 
 
 @pytest.mark.parametrize("descending", [False, True])

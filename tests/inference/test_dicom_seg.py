@@ -24,13 +24,13 @@ VOLUME = np.random.default_rng(0).integers(0, 1000, (7, 5, 4)).astype(np.int16) 
 SEGMENTS = {bundle: ConfigParser.load_config_file(REPO / config(bundle, "inference"))["segment"] for bundle in BUNDLES}
 
 
-def save_mask(folder, out, array=None, segment=None):
+def save_mask(folder, out, array=None, segment=None, **facts):
     """Runs `SaveDicomSegd` on a mask (random by default) of the series in `folder`: the mask and the file."""
     image = LoadImage(reader=ITKReader, image_only=True, ensure_channel_first=True)(str(folder))
     array = np.random.default_rng(1).random(image.shape) > 0.5 if array is None else array
     mask = MetaTensor(torch.as_tensor(array).to(torch.uint8), affine=image.affine)
     save = SaveDicomSegd(str(out), segment or SEGMENTS["brats_flair"], "brats_flair (cdm)")
-    save({"image": image, "pred": mask, "stem": "p7", "case": "p7"})
+    save({"image": image, "pred": mask, "stem": "p7", "case": "p7", **facts})
     return mask, out / "p7" / "p7_seg.dcm"
 
 
@@ -102,6 +102,14 @@ def test_an_empty_mask_is_a_segmentation_of_empty_frames(tmp_path, caplog):
     _, path = save_mask(save_series(tmp_path / "in", VOLUME), tmp_path, np.zeros((1, *VOLUME.shape)))
     assert not as_nifti(path).get_fdata().any() and as_nifti(path).shape == VOLUME.shape
     assert "case p7: nothing was found" in caplog.text
+
+
+def test_a_series_unlike_those_of_training_is_described_as_such(tmp_path):
+    folder, segment = save_series(tmp_path / "in", VOLUME), SEGMENTS["brats_flair"] | {"label": "A" * 40}
+    for unlike, ending in ((0.9, "for research only"), (1.1, "for research only; UNLIKE TRAINING VOLUMES")):
+        _, path = save_mask(folder, tmp_path / "out", segment=segment, unlike_proportions=unlike)
+        description = pydicom.dcmread(path).ContentDescription
+        assert description.endswith(ending) and len(description) <= 64  # of an LO
 
 
 def test_anonymous_series_do(tmp_path):

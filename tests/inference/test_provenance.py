@@ -55,6 +55,7 @@ def test_provenance_tells_how_a_result_came_to_be(cases, tmp_path):
         "case": "case_fine",
         "image": cases[2]["image"],
         "label": None,
+        "warnings": [],
         "slices_processed": 2,
         "settings": settings,
         "overrides": {},
@@ -92,6 +93,27 @@ def test_a_result_counts_once_it_is_whole(cases, tmp_path):
     assert not Provenance(str(tmp_path / "out"), None, {"blur": 2}).is_done(case)
     assert not Provenance(str(tmp_path / "out"), None, {"blur": 3}, cases[0]["image"]).is_done(case), "another gate"
     assert not provenance.is_done(case | {"channel": 1})
+
+
+def test_what_a_reader_should_know_is_recorded_and_said_at_the_end(cases, tmp_path, caplog):
+    (tmp_path / "model.pt").write_bytes(b"abc")
+    (tmp_path / "model.training.txt").write_text("case_last\n")
+
+    def odd(item):
+        return {**item, "unlike_contrast": 1.7} if item["case"] == "case_fine" else {**item, "pred": item["pred"] * 0}
+
+    provenance = Provenance(str(tmp_path / "out"), str(tmp_path / "model.pt"), {})
+    evaluator(cases[2:], handlers=[provenance], postprocessing=Compose([odd])).run()
+    fine, last = (
+        json.loads((tmp_path / "out" / name / f"{name}_provenance.json").read_text()) for name in ("fine", "last")
+    )
+    assert fine["unlike_contrast"] == 1.7 and len(fine["warnings"]) == 1
+    assert fine["warnings"][0].startswith("unlike the training volumes in contrast or texture (1.7 times the limit)")
+    assert [text.split(":")[0] for text in last["warnings"]] == [
+        "nothing was found",
+        "a case of this name was in the training of the weights",
+    ]
+    assert "2 of 2 cases have warnings, look at their masks: case_fine, case_last (" in caplog.text
 
 
 def test_provenance_goes_before_its_result_does(cases, tmp_path):

@@ -25,7 +25,7 @@ from tests.helpers.onnx_models import outputs
 KNOBS = [knob for knob in TINY if not knob.startswith(("--device", "--logging_file"))]
 KNOBS += [f"--network_def#{part}#norm_num_groups=4" for part in ("denoiser", "classifier")]  # else no y gets through
 KNOBS += ["--segmenter_size=64"]
-KNOBS += ["--gate_threshold=0.4", "--num_steps=2", "--noise_level=[20,300]", "--tau=0.5", "--erosion=1"]
+KNOBS += ["--noise_level=[20,300]", "--erosion=1"]
 SEED = 3
 ONNX = ("denoiser", "classifier", "segmenter")
 
@@ -102,29 +102,26 @@ def segmented(exported, tmp_path_factory):
     image = head()[0] + np.random.default_rng(0).normal(0, 3, head()[0].shape).astype(np.float32)
     save_nifti(image, folder / "p0.nii.gz")
     where = ["--dataset_dir", folder / "p0.nii.gz", "--output_dir", folder / "out", f"--seed={SEED}"]
-    more = ["--method=cdm", "--amp=False", "--device=cpu", "--logging_file=False"]
+    more = ["--amp=False", "--device=cpu", "--logging_file=False"]
     monai_bundle("run", "--config_file", config(exported.bundle, "inference"), *where, *more, *exported.knobs)
     expected = [nib.load(folder / "out" / "p0" / f"p0_{name}.nii.gz") for name in ("mask", "saliency")]
-    mask, saliency = torch.jit.load(exported.folder / "segment.ts")(torch.as_tensor(image)[None], SEED)
+    mask, saliency = torch.jit.load(exported.folder / "segment.ts")(torch.as_tensor(image)[None])
     return image, *(np.asarray(volume.dataobj) for volume in expected), mask[0].numpy(), saliency[0].numpy()
 
 
 def test_the_program_gives_the_command_lines_mask(segmented):
     image, mask, saliency, found_mask, found_saliency = segmented
     assert found_mask.shape == image.shape and found_mask.dtype == np.uint8
-    assert mask.any() and np.count_nonzero(saliency.any(axis=(0, 1))) >= 2
-    np.testing.assert_allclose(found_saliency, saliency, rtol=0, atol=1e-7)  # it is a difference of values around 1
-    assert np.abs(saliency).max() > 1e-5
-    assert 2 * np.sum(found_mask & mask) / (found_mask.sum() + mask.sum()) > 0.99  # so small a map is mostly rounding
+    assert mask.any() and not mask.all()
+    np.testing.assert_allclose(found_saliency, saliency, rtol=0, atol=1e-4)  # probabilities
+    assert saliency.max() > 0.5 and 2 * np.sum(found_mask & mask) / (found_mask.sum() + mask.sum()) > 0.99
 
 
-def test_the_program_repeats_itself_and_the_seed_counts(segmented, exported):
+def test_the_program_repeats_itself_and_draws_nothing(segmented, exported):
     program, image = torch.jit.load(exported.folder / "segment.ts"), torch.as_tensor(segmented[0])[None]
     state = torch.get_rng_state()
-    first, again, other = program(image)[1], program(image, 0)[1], program(image, 1)[1]
-    assert torch.equal(first, again) and not torch.allclose(first, other)
-    assert torch.equal(torch.get_rng_state(), state)  # the host's own draws stay as they are
-    assert not first.requires_grad
+    first, again = program(image)[1], program(image)[1]
+    assert torch.equal(first, again) and torch.equal(torch.get_rng_state(), state) and not first.requires_grad
 
 
 def test_the_program_takes_a_single_slice(segmented, exported):
@@ -139,7 +136,7 @@ def test_the_program_needs_torch_alone(segmented, exported, tmp_path):
         "import sys\nfor name in ('monai', 'custom_modules', 'packing', 'scipy', 'skimage', 'einops'):\n"
         "    sys.modules[name] = None\n"
         "import torch\ntorch.set_num_threads(1)\n"
-        f"mask, _ = torch.jit.load({str(exported.folder / 'segment.ts')!r})(torch.load('volume.pt'), {SEED})\n"
+        f"mask, _ = torch.jit.load({str(exported.folder / 'segment.ts')!r})(torch.load('volume.pt'))\n"
         "torch.save(mask, 'mask.pt')\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
@@ -147,18 +144,17 @@ def test_the_program_needs_torch_alone(segmented, exported, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("volume", "seed", "message"),
+    ("volume", "message"),
     [
-        (torch.zeros(4, 4, 4), 0, r"volume must be \(1, H, W, D\)"),
-        (torch.full((1, 8, 8, 2), 7.0), 0, "constant"),
-        (torch.full((1, 8, 8, 2), torch.nan), 0, "NaN"),
-        (torch.eye(8)[None, :, :, None], 0, "no body"),
-        (torch.eye(8)[None, :, :, None], -1, "seed must be in 0..100000000"),
+        (torch.zeros(4, 4, 4), r"volume must be \(1, H, W, D\)"),
+        (torch.full((1, 8, 8, 2), 7.0), "constant"),
+        (torch.full((1, 8, 8, 2), torch.nan), "NaN"),
+        (torch.eye(8)[None, :, :, None], "no body"),
     ],
 )
-def test_the_program_says_what_is_wrong(exported, volume, seed, message):
+def test_the_program_says_what_is_wrong(exported, volume, message):
     with pytest.raises(torch.jit.Error, match=message):
-        torch.jit.load(exported.folder / "segment.ts")(volume, seed)
+        torch.jit.load(exported.folder / "segment.ts")(volume)
 
 
 def test_the_programs_do_not_tell_where_they_were_made(exported):

@@ -79,12 +79,68 @@ def test_its_configs_follow_its_bundle_file(liver, tmp_path):
         configs.main([str(bundle)])
 
 
-def test_it_is_packed_without_an_upper_bound(liver, tmp_path):
+@pytest.fixture
+def finished(tmp_path):
+    """A bundle whose texts are given, with a file in place of its weights."""
+    texts = ["--label", "Liver", "--code", "10200004", "SCT", "Liver", "--description", "Liver.", "--authors", "A. B."]
+    where = ["--from", "chaos_kidney", "--folder", str(tmp_path)]
+    new_bundle.main(["liver", *where, *texts, "--data_license", "CC BY 4.0, of the hospital."])
+    bundle = tmp_path / "liver"
+    for file in (bundle / "docs" / "README.md", bundle / "configs" / "metadata.json"):
+        file.write_text(file.read_text().replace("TODO:", "Done:"))
+    for name in ("model.pt", "model.training.txt"):
+        (bundle / "models" / name).write_text("trained")
+    return bundle
+
+
+def test_it_is_packed_without_an_upper_bound(finished, tmp_path):
+    packed = pack.pack(tmp_path / "dist", tmp_path / "no_exports", [finished])
+    assert packed.keys() == {"liver"} and (packed["liver"] / "custom_modules" / "networks" / "__init__.py").is_file()
+    segment = yaml.safe_load((finished / "bundle.yaml").read_text())["inference"]["segment"]
+    assert (segment["label"], segment["type"]) == ("Liver", ["10200004", "SCT", "Liver"])
+    assert json.loads((finished / "configs" / "metadata.json").read_text())["description"] == "Liver."
+    assert (finished / "docs" / "data_license.txt").read_text() == "CC BY 4.0, of the hospital.\n"
+
+
+def _edit(bundle, name, old, new):
+    file = bundle / name
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda b: _edit(b, "configs/inference.yaml", "name: liver", "name: chaos_kidney"),
+            "name must be 'liver', .* got 'chaos_kidney'",
+        ),
+        (lambda b: _edit(b, "configs/inference.yaml", '["10200004", "SCT", "Liver"]', "null"), "segment has no type"),
+        (
+            lambda b: _edit(b, "configs/inference.yaml", '["10200004", "SCT", "Liver"]', '["64033007", SCT, Kidney]'),
+            "'Liver' has the type of chaos_kidney",
+        ),
+        (lambda b: _edit(b, "docs/data_license.txt", "CC BY", "TODO: CC BY"), "docs/data_license.txt: TODO: is left"),
+        (
+            lambda b: shutil.copy(REPO / "bundles/brats_flair/models/model.pt", b / "models"),
+            "model.pt: it is that of brats_flair; train",
+        ),
+    ],
+)
+def test_what_is_anothers_is_not_packed(finished, tmp_path, edit, message):
+    edit(finished)
+    with pytest.raises(ValueError, match=f"not ready to be packed:\n  .*{message}"):
+        pack.pack(tmp_path / "dist", tmp_path / "no_exports", [finished])
+    assert not (tmp_path / "dist").exists()
+
+
+def test_an_unfinished_bundle_is_told_all_that_is_missing(liver, tmp_path):
     bundle = shutil.copytree(liver, tmp_path / "liver", symlinks=True)
     for name in ("model.pt", "model.training.txt"):
         (bundle / "models" / name).write_text("trained")
-    packed = pack.pack(tmp_path / "dist", tmp_path / "no_exports", [bundle])
-    assert packed.keys() == {"liver"} and (packed["liver"] / "custom_modules" / "networks" / "__init__.py").is_file()
+    with pytest.raises(ValueError, match="no type") as error:
+        pack.pack(tmp_path / "dist", tmp_path / "no_exports", [bundle])
+    assert str(error.value).count("TODO: is left") == 3
 
 
 @pytest.mark.parametrize(

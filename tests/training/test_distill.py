@@ -15,6 +15,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from custom_modules.inference import appearance
 from custom_modules.networks.weights import training_cases
 from custom_modules.training.distill import mapped_cases
 from tests.helpers.bundles import (
@@ -148,12 +149,15 @@ def test_the_maps_are_those_of_the_training_volumes_in_their_tagged_slices(disti
         assert {key: settings[key] for key in wanted} == wanted
 
 
-def test_a_second_start_does_nothing_twice(distilled, dataset_without_masks, tmp_path):
+def test_a_second_start_does_nothing_twice(distilled, dataset_without_masks, tmp_path, monkeypatch):
+    monkeypatch.setattr(appearance, "FEWEST", 2)
     shutil.copytree(distilled.folder, tmp_path / "again")
     maps = {path: path.stat().st_mtime_ns for path in (tmp_path / "again" / "runs" / "distill").rglob("*.nii.gz")}
     monai_bundle(*distill(tmp_path / "again", dataset_without_masks))
     assert {path: path.stat().st_mtime_ns for path in maps} == maps
     assert (tmp_path / "again" / "models" / "model.pt").read_bytes() == distilled.weights.read_bytes()
+    statistics = json.loads((tmp_path / "again" / "models" / "model.statistics.json").read_text())
+    assert len(statistics["volumes"]) == 2 and not distilled.weights.with_name("model.statistics.json").exists()
     assert not differing(state(tmp_path / "again" / "models" / "model.pt"), state(distilled.weights))
 
 
@@ -235,3 +239,16 @@ def test_uncertainty_is_refused_where_a_method_has_none(method, trained, dataset
     message = "".join(traceback.format_exception(error.value))
     assert f"must be one of ['cdm', 'cg_cdm', 'segmenter', 'supervised']; got '{method}'" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_given_weights_get_statistics_and_inference_uses_them(distilled, dataset_without_masks, tmp_path):
+    weights = shutil.copy(distilled.weights, tmp_path / "mine.pt")  # without a list of cases: all four count
+    where = ["--config_file", config("brats_flair", "inference"), "--dataset_dir", dataset_without_masks]
+    where += ["--ckpt_path", weights, "--segmenter_size=64", *TINY]
+    monai_bundle("run", "statistics", *where)
+    written = json.loads((tmp_path / "mine.statistics.json").read_text())
+    assert len(written["volumes"]) == 4 and written["limit"] > 0
+    assert written["proportions"] == pytest.approx([48 / 40] * 2, rel=0.15)  # of `head`, in pixels and in mm
+    monai_bundle("run", *where, "--section", "test", "--output_dir", tmp_path / "out")
+    facts = json.loads((tmp_path / "out" / "p3_flair" / "p3_flair_provenance.json").read_text())
+    assert facts["unlike_contrast"] < 0.05 and facts["unlike_proportions"] <= 1  # it is one of the four

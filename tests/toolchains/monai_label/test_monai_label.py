@@ -113,6 +113,20 @@ def test_masks_are_those_of_the_command_line(bundle, server, studies, tmp_path):
     assert re.search(r"slices: +\d+%", server.log)  # the progress, which counts where it takes more than a moment
 
 
+def test_a_request_chooses_the_method(server, studies, tmp_path):
+    offered = server.get("/info/")["models"]["brats_flair"]["config"]["method"]
+    assert offered[0] == "segmenter" and {"cdm", "intensity"} < set(offered)
+    file = tmp_path / "intensity.nii.gz"
+    file.write_bytes(server.infer("brats_flair", "head0", method="intensity")[1])
+    wanted = by_command_line("brats_flair", studies / "head0.nii.gz", tmp_path / "out", "--method=intensity")
+    assert_same(nib.load(file), wanted)
+    with pytest.raises(AssertionError, match="500"):
+        server.infer("brats_flair", "head0", method="intensty")
+    server.get("/info/")
+    assert "method must be one of" in server.log
+    by_server(server, "brats_flair", tmp_path)  # the default again
+
+
 def test_weights_of_another_network_are_refused(server):
     with pytest.raises(AssertionError, match="500"):
         server.infer("brats_flair", "head0", model_filename="supervised.pt")
