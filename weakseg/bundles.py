@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 HOME = Path(__file__).resolve().parents[1] / "bundles"  # of the shipped bundles: beside this package
+
+
+def quiet(debug: bool) -> None:
+    """Shows what a user waits for: our own messages, and the warnings of others; with `debug` all, with their origin.
+
+    The messages that are left out are named here and in `knobs.NOISE`.
+    """
+    if debug:
+        sys.warnoptions.append("default")  # which `ignore_noise` respects
+        return
+    warnings.filterwarnings("ignore", "parsing config_file")  # MONAI, about every config it reads
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    for name in ("monai", "highdicom", "ignite"):  # "input summary", copied entries, "resuming from iteration 0"
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in (
+        "monai.bundle.workflows",
+        "ignite.engine.engine",
+    ):  # "skipping logging", "terminating due to exception"
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def bundle_folder(name: str | Path) -> Path:

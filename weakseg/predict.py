@@ -1,0 +1,61 @@
+"""Inference and evaluation, with the weights of a bundle or of a training of one's own."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from custom_modules.files import read_json
+from weakseg.bundles import bundle_folder, checked_knobs, config_files, run_bundle
+from weakseg.train import read_record
+
+RESERVED = {"dataset_dir": "DIR", "output_dir": "--out", "bundle_root": "--bundle"}
+SHARED = ("image_size", "segmenter_size", "orientation", "slice_axis", "network_def", "target_labels")
+
+
+def predict(options: Namespace, knobs: Mapping[str, list[str]]) -> None:
+    """Segments the volumes of a folder, and prints what was written."""
+    _run(options, knobs, ["inference"])
+    masks = sorted(options.out.glob("*/*_mask.nii.gz"))
+    print(f"\nmasks      {options.out}/CASE/CASE_mask.nii.gz ({len(masks)} cases), the saliency maps beside them")
+    _print_report(options)
+
+
+def evaluate(options: Namespace, knobs: Mapping[str, list[str]]) -> None:
+    """Segments the labelled volumes of a folder and compares, and prints what was written."""
+    _run(options, knobs, ["inference", "evaluate"], evaluation=True)
+    print(f"\nmeasures   {options.out}/metrics: summary.json, per_volume.csv, per_slice.csv")
+    _print_report(options)
+
+
+def _run(options: Namespace, knobs: Mapping[str, list[str]], names: Sequence[str], evaluation: bool = False) -> None:
+    from monai.bundle import ConfigParser
+
+    record = read_record(options.model) if options.model else None
+    bundle = bundle_folder(record["bundle"] if record else options.bundle)
+    files = config_files(bundle, *names)
+    fixed = {"bundle_root": bundle, "dataset_dir": options.folder.absolute(), "output_dir": options.out.absolute()}
+    own = _of_training(options, record, evaluation) if record else {}
+    values = checked_knobs(knobs, ConfigParser.load_config_files(files), RESERVED)
+    run_bundle(files, "run", fixed | own | values, options.debug)
+
+
+def _of_training(options: Namespace, record: Mapping, evaluation: bool) -> dict[str, Any]:
+    """Returns the knobs that follow from a training: weights, settings of slices and network, cases held out."""
+    knobs = {name: value for name, value in record["knobs"].items() if name.split("#")[0].split("::")[0] in SHARED}
+    datalist = options.model.absolute() / "datalist.json"
+    if evaluation and datalist.is_file() and _has_test(datalist, options.folder):
+        knobs["datalist"] = datalist
+    return knobs | {"ckpt_path": options.model.absolute() / record["weights"]}
+
+
+def _has_test(datalist: Path, folder: Path) -> bool:
+    """Says whether a datalist has test cases in `folder`."""
+    return any((folder / case["image"]).exists() for case in read_json(datalist).get("test", ()))
+
+
+def _print_report(options: Namespace) -> None:
+    if (options.out / "report.html").is_file():
+        print(f"report     {options.out / 'report.html'}")
