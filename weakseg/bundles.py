@@ -13,24 +13,29 @@ from unittest import mock
 
 HOME = Path(__file__).resolve().parents[1] / "bundles"  # of the shipped bundles: beside this package
 
+SILENT = {  # loggers of dependencies, and the level from which they are heard
+    "monai.bundle.scripts": "WARNING",  # "input summary"
+    "monai.bundle.workflows": "ERROR",  # "skipping logging": it is set here
+    "monai.data.nvimgcodec_pydicom_plugin": "ERROR",  # a decoder nobody asked for
+    "ignite.engine.engine": "CRITICAL",  # "resuming from iteration 0"; "terminating due to exception", which follows
+    "highdicom": "WARNING",  # one line for each group of entries that it copies
+}
+
 
 def quiet(debug: bool) -> None:
     """Shows what a user waits for: our own messages, and the warnings of others; with `debug` all, with their origin.
 
-    The messages that are left out are named here and in `knobs.NOISE`.
+    What is left out is named in `SILENT` and in `knobs.NOISE`.
     """
     if debug:
         sys.warnoptions.append("default")  # which `ignore_noise` respects
         return
-    warnings.filterwarnings("ignore", "parsing config_file")  # MONAI, about every config it reads
+    warnings.filterwarnings("ignore", "parsing config_file")  # MONAI's advisory, about every config it reads
+    import monai.bundle  # noqa: F401  # it sets its loggers to INFO
+
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    for name in ("monai", "highdicom", "ignite"):  # "input summary", copied entries, "resuming from iteration 0"
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for name in (
-        "monai.bundle.workflows",
-        "ignite.engine.engine",
-    ):  # "skipping logging", "terminating due to exception"
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name, level in SILENT.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def bundle_folder(name: str | Path) -> Path:

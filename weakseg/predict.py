@@ -44,16 +44,19 @@ def _run(options: Namespace, knobs: Mapping[str, list[str]], names: Sequence[str
 
 def _of_training(options: Namespace, record: Mapping, evaluation: bool) -> dict[str, Any]:
     """Returns the knobs that follow from a training: weights, settings of slices and network, cases held out."""
-    knobs = {name: value for name, value in record["knobs"].items() if name.split("#")[0].split("::")[0] in SHARED}
-    datalist = options.model.absolute() / "datalist.json"
-    if evaluation and datalist.is_file() and _has_test(datalist, options.folder):
-        knobs["datalist"] = datalist
+    knobs = {name: value for name, value in record["knobs"].items() if name.replace("::", "#").split("#")[0] in SHARED}
+    datalist = options.model.absolute() / record["datalist"]
+    if evaluation and datalist.is_file() and (section := _held_out(read_json(datalist), options.folder)):
+        knobs |= {"datalist": datalist, "section": section}
     return knobs | {"ckpt_path": options.model.absolute() / record["weights"]}
 
 
-def _has_test(datalist: Path, folder: Path) -> bool:
-    """Says whether a datalist has test cases in `folder`."""
-    return any((folder / case["image"]).exists() for case in read_json(datalist).get("test", ()))
+def _held_out(datalist: Mapping, folder: Path) -> str | None:
+    """Returns the section of a datalist whose cases, in `folder`, have a mask and took no part in training."""
+    for section in ("test", "untagged"):
+        if any("label" in case and (folder / case["label"]).exists() for case in datalist.get(section, ())):
+            return section
+    return None
 
 
 def _print_report(options: Namespace) -> None:

@@ -36,6 +36,7 @@ def train(options: Namespace, knobs: Mapping[str, list[str]]) -> Path:
     record = {"bundle": name, "weights": os.path.relpath(weights, run), "knobs": values}
     _check_same(run, record)
     datalist = options.datalist.absolute() if options.datalist else _build(options, run, checkpoints, values)
+    record["datalist"] = os.path.relpath(datalist, run)
     write_json(run / RECORD, record)
     fixed = {"bundle_root": bundle, "dataset_dir": options.folder.absolute(), "output_dir": run, "datalist": datalist}
     try:
@@ -46,7 +47,7 @@ def train(options: Namespace, knobs: Mapping[str, list[str]]) -> Path:
 
 
 def read_record(run: Path) -> dict:
-    """Reads what a training is: {"bundle", "weights", "knobs"}.
+    """Reads what a training is: {"bundle", "weights", "datalist", "knobs"}.
 
     Raises:
         FileNotFoundError: `run` was not written by `weakseg train`.

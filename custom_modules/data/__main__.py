@@ -72,7 +72,7 @@ def build_datalist(
 
     Args:
         root, output, ...: the options of the command; `layout` may also be `auto`.
-        hold_out: False: if no tagged case has a label to be evaluated with, all are for training.
+        hold_out: False: all tagged cases are for training.
         output_dir: folder of results, in which no case is looked for.
 
     Raises:
@@ -110,7 +110,7 @@ def _divide(
         if not tagged:
             raise ValueError(f"{splits} names none of the cases found: {', '.join(left_out[:5])} ...")
         return expand_splits(tagged, place), left_out
-    if hold_out or any("label" in item for item in tagged):
+    if hold_out:
         return split_cases(tagged, seed, folds=folds), []
     return [{"training": tagged, "validation": [], "test": []}], []
 
