@@ -59,9 +59,19 @@ def check_knobs(argv: Sequence[str] | None = None) -> None:
         ignore_noise()
         sys.excepthook = end_with_cause
     config = ConfigParser.load_config_files(files) if files else {}
+    if files and (values := _several_values(sys.argv if argv is None else argv)):
+        raise ValueError(f'{values[0]} takes one value; write several as a list: {values[0]} "[{values[1]},...]".')
     for name in given:
         if name not in RUN_ARGUMENTS and (problem := find_knob(name, config, given[name])):
             raise ValueError(problem)
+
+
+def _several_values(argv: Sequence[str]) -> tuple[str, str] | None:
+    """Finds an option that a second number follows, as in `--target_labels 1 4`: Fire would take it for a run id."""
+    for option, value, further in zip(argv, argv[1:], argv[2:]):
+        if OPTION.match(option) and not OPTION.match(value) and re.fullmatch(r"[\d.]+", further):
+            return option, value
+    return None
 
 
 def ignore_noise() -> None:

@@ -103,3 +103,8 @@ def run_bundle(files: Sequence[str], run_id: str, knobs: Mapping[str, Any], debu
         words.append("--logging_file=False")  # the level and form of messages are those of `quiet`
     with mock.patch.object(sys, "argv", ["monai.bundle", "run", *words]), mock.patch.object(sys, "path", [*sys.path]):
         fire.Fire(run, command=words)
+
+
+def next_command(*words: str | Path, note: str = "") -> None:
+    """Prints the command that comes next."""
+    print(f"next       weakseg {shlex.join(map(str, words))}{f'  ({note})' if note else ''}", flush=True)

@@ -6,7 +6,6 @@ import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 from weakseg.options import parse
 
@@ -22,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         quiet(options.debug)
         TASKS[options.task](options, knobs)
     except KeyboardInterrupt as stop:
-        print(f"\n{stop or 'stopped'}; the same command continues", file=sys.stderr)
+        print(f"\n{str(stop) or 'stopped'}; the same command continues", file=sys.stderr)
         return 130
     except Exception as error:
         if options.debug:
@@ -34,13 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def next_command(*words: str | Path) -> None:
-    """Prints the command that comes next."""
-    print(f"next       weakseg {shlex.join(map(str, words))}", flush=True)
-
-
 def _tag(options: Namespace, knobs: Knobs) -> None:
     from custom_modules.data.layouts import find_cases
+    from weakseg.bundles import next_command
     from weakseg.page import write_page
 
     write_page(find_cases(options.folder), options.out, options.tags)
@@ -49,6 +44,7 @@ def _tag(options: Namespace, knobs: Knobs) -> None:
 
 
 def _train(options: Namespace, knobs: Knobs) -> None:
+    from weakseg.bundles import next_command
     from weakseg.train import train
 
     weights = train(options, knobs)
@@ -78,6 +74,7 @@ def _new_target(options: Namespace, knobs: Knobs) -> None:
 def _tags_template(options: Namespace, knobs: Knobs) -> None:
     from custom_modules.data.layouts import find_cases
     from custom_modules.data.tags import write_template
+    from weakseg.bundles import next_command
 
     n_slices = write_template(find_cases(options.folder), options.out)
     print(f"template   {options.out}: {n_slices} rows; write 1 (shows the target) or 0 under label")
@@ -87,6 +84,7 @@ def _tags_template(options: Namespace, knobs: Knobs) -> None:
 def _tags_check(options: Namespace, knobs: Knobs) -> None:
     from custom_modules.data.layouts import find_cases
     from custom_modules.data.tags import read_tags, tag_cases
+    from weakseg.bundles import next_command
 
     cases, skipped, notes = tag_cases(find_cases(options.folder), read_tags(options.tags, options.first_slice))
     for case in cases:

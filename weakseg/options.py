@@ -43,8 +43,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]]
             words = own
             words.append(word)
         else:
-            words = knobs.setdefault(name.lstrip("-").replace("-", "_"), [])
-            words += [value] if equals else []
+            words = knobs[name.lstrip("-").replace("-", "_")] = [value] if equals else []
     return parser.parse_args(own), knobs
 
 

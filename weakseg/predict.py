@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from custom_modules.files import read_json
-from weakseg.bundles import bundle_folder, checked_knobs, config_files, run_bundle
+from weakseg.bundles import bundle_folder, checked_knobs, config_files, next_command, run_bundle
 from weakseg.train import read_record
 
 RESERVED = {"dataset_dir": "DIR", "output_dir": "--out", "bundle_root": "--bundle"}
@@ -21,6 +21,8 @@ def predict(options: Namespace, knobs: Mapping[str, list[str]]) -> None:
     masks = sorted(options.out.glob("*/*_mask.nii.gz"))
     print(f"\nmasks      {options.out}/CASE/CASE_mask.nii.gz ({len(masks)} cases), the saliency maps beside them")
     _print_report(options)
+    weights = ("--model", options.model) if options.model else ("--bundle", options.bundle)
+    next_command("evaluate", options.folder, *weights, "--out", f"{options.out}_evaluation", note="where masks exist")
 
 
 def evaluate(options: Namespace, knobs: Mapping[str, list[str]]) -> None:
