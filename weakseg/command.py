@@ -65,8 +65,13 @@ def _evaluate(options: Namespace, knobs: Knobs) -> None:
 
 
 def _new_target(options: Namespace, knobs: Knobs) -> None:
-    from packing.new_bundle import main as new_bundle
+    from weakseg.bundles import HOME
 
+    sys.path.append(str(HOME.parent))  # packing is beside this package, and is not installed
+    try:
+        from packing.new_bundle import main as new_bundle
+    except ModuleNotFoundError:
+        raise RuntimeError("new-target needs the repository, not the installed package alone.") from None
     further = [word for knob, words in knobs.items() for word in (f"--{knob}", *words)]
     new_bundle([options.name, "--from", options.source, *further])
 
