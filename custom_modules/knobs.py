@@ -83,7 +83,7 @@ def ignore_noise() -> None:
 def end_with_cause(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """Takes the place of `sys.excepthook`: below the traceback stands the cause, which MONAI's last line hides."""
     sys.__excepthook__(kind, error, traceback)
-    if explain(error) != str(error):
+    if isinstance(error, Exception) and explain(error) != str(error):  # and not Ctrl-C
         print(f"\nerror: {explain(error)}", file=sys.stderr)
 
 

@@ -129,12 +129,15 @@ def test_all_that_the_volumes_contradict_is_listed_at_once(tmp_path):
 
 def test_dicom_slices_may_be_named_by_their_headers(tmp_path):
     volume = np.arange(2 * 3 * 4, dtype=np.int16).reshape(2, 3, 4)
-    save_series(tmp_path / "s1", volume)  # InstanceNumber i + 1; files in another order
-    by_slice, _ = tagged(tmp_path, "case,slice,label\ns1,1,1\n")
-    by_number, _ = tagged(tmp_path, "case,instance_number,label\ns1,2,1\ns1,1.0,0\n")
+    save_series(tmp_path / "oblique" / "s1", volume)  # InstanceNumber i + 1; files in another order
+    by_slice, _ = tagged(tmp_path / "oblique", "case,slice,label\ns1,1,1\n")
+    by_number, _ = tagged(tmp_path / "oblique", "case,instance_number,label\ns1,2,1\ns1,1.0,0\n")
     assert by_slice == by_number == {"s1": [0, 1, 0, 0]}
+    head_first = np.diag([-1.0, -1.0, -4.0, 1.0])  # instance 1 is the head; slices count from the feet
+    save_series(tmp_path / "axial" / "s2", volume, head_first)
+    assert tagged(tmp_path / "axial", "case,instance_number,label\ns2,1,1\n")[0] == {"s2": [0, 0, 0, 1]}
     with pytest.raises(ValueError, match="InstanceNumber 9, which the series does not have"):
-        tagged(tmp_path, "case,Instance Number,label\ns1,9,1\n")
+        tagged(tmp_path / "oblique", "case,Instance Number,label\ns1,9,1\n")
     save_volume(tmp_path / "nifti" / "p.nii.gz", np.ones((4, 3, 5), np.int16))
     with pytest.raises(ValueError, match="'p' name slices by SOPInstanceUID, but it is no DICOM series"):
         tagged(tmp_path / "nifti", "case,sop_instance_uid,label\np,1.2.3,1\n")
