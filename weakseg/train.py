@@ -35,7 +35,7 @@ def train(options: Namespace, knobs: Mapping[str, list[str]]) -> Path:
     name = bundle.name if bundle.parent == HOME else str(bundle)
     record = {"bundle": name, "weights": os.path.relpath(weights, run), "knobs": values}
     _check_same(run, record)
-    datalist = options.datalist.absolute() if options.datalist else _build(options, run, checkpoints, config | values)
+    datalist = options.datalist.absolute() if options.datalist else _build(options, run, checkpoints, values)
     record["datalist"] = os.path.relpath(datalist, run)
     write_json(run / RECORD, record)
     fixed = {"bundle_root": bundle, "dataset_dir": options.folder.absolute(), "output_dir": run, "datalist": datalist}
@@ -97,7 +97,7 @@ def _check_same(run: Path, record: Mapping) -> None:
                          "it was to continue, or give another folder as --out.")  # fmt: skip
 
 
-def _build(options: Namespace, run: Path, checkpoints: Path, config: Mapping) -> Path:
+def _build(options: Namespace, run: Path, checkpoints: Path, values: Mapping[str, str]) -> Path:
     """Writes the datalist into `run`; one that a training has begun with is not replaced by another."""
     datalist = run / "datalist.json"
     before = datalist.read_bytes() if datalist.is_file() and any(checkpoints.rglob(CHECKPOINTS)) else None
@@ -106,8 +106,8 @@ def _build(options: Namespace, run: Path, checkpoints: Path, config: Mapping) ->
         datalist,
         tags=options.tags,
         first_slice=options.first_slice,
-        target_labels=label_values(str(config["target_labels"])),  # for an evaluation of these cases
-        slice_axis=int(config["slice_axis"]),
+        target_labels=label_values(values["target_labels"]) if "target_labels" in values else None,
+        slice_axis=int(values.get("slice_axis", 2)),
         hold_out=False,
         output_dir=run,
     )

@@ -29,14 +29,14 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     layouts = parser.add_subparsers(dest="layout", required=True, metavar="|".join(LAYOUTS))
     for layout, patterns in LAYOUTS.items():
         sub = layouts.add_parser(layout, help=f"images at {', '.join(patterns)}")
-        target = CHAOS_KIDNEYS if layout == "chaos" else ()
         sub.add_argument("--root", type=Path, required=True, help="folder (or single volume) to search")
         sub.add_argument("--output", type=Path, required=True, help="datalist to write (.json)")
         sub.add_argument("--glob", help=f"pattern of the images, relative to root (default: {' '.join(patterns)})")
         sub.add_argument("--tags", type=Path, help="CSV with the columns case,slice,label, read instead of masks")
         sub.add_argument("--first_slice", type=int, choices=(0, 1), default=0, help="number of the first slice in it")
-        sub.add_argument("--target_labels", type=label_values, nargs="+", default=[target], metavar="VALUE",
-                         help=f"mask values that make the target (default: {target or 'all above 0'})")  # fmt: skip
+        target = CHAOS_KIDNEYS if layout == "chaos" else "all above 0"
+        sub.add_argument("--target_labels", type=label_values, nargs="+", metavar="VALUE",
+                         help=f"mask values that make the target (default: {target})")  # fmt: skip
         sub.add_argument("--slice_axis", type=int, default=2, choices=(0, 1, 2), help="axis of the slices (default: 2)")
         sub.add_argument("--min_area", type=int, default=0,
                          help="a slice is positive if its target has more pixels than this (default: 0)")  # fmt: skip
@@ -44,7 +44,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument("--seed", type=int, default=0, help="seed of the random split (default: 0)")
         sub.add_argument("--splits", type=Path, help="JSON file with the splits or folds to use, by case name")
     args = parser.parse_args(argv)
-    args.target_labels = tuple(value for values in args.target_labels for value in values)
+    if args.target_labels is not None:
+        args.target_labels = [value for values in args.target_labels for value in values]
     if args.min_area < 0:
         parser.error(f"--min_area must be 0 or more; got {args.min_area}")
     if args.splits and args.folds:
@@ -59,7 +60,7 @@ def build_datalist(
     glob: str | None = None,
     tags: Path | None = None,
     first_slice: int = 0,
-    target_labels: Sequence[int] = (),
+    target_labels: Sequence[int] | None = None,
     slice_axis: int = 2,
     min_area: int = 0,
     folds: int = 0,
@@ -78,6 +79,8 @@ def build_datalist(
     Raises:
         ValueError: no case is usable, or an option does not fit them.
     """
+    if target_labels is None and not tags:
+        target_labels = CHAOS_KIDNEYS if layout == "chaos" else ()
     rule = {"target_labels": target_labels, "slice_axis": slice_axis, "min_area": min_area}
     cases = find_cases(root, layout, glob, output_dir)
     usable, skipped, notes = tag_cases(cases, read_tags(tags, first_slice) if tags else None, **rule)
@@ -134,7 +137,8 @@ def _write_datalist(path: Path, split: dict[str, list[dict]], root: Path, settin
         paths = {key: Path(os.path.relpath(item[key], root)).as_posix() for key in ("image", "label") if key in item}
         return "\n  " + json.dumps(item | paths)
 
-    entries = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in settings.items()]
+    known = {key: value for key, value in settings.items() if value is not None}  # tags do not tell values of masks
+    entries = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in known.items()]
     entries += [f" {json.dumps(name)}: [{','.join(map(line, items))}]" for name, items in split.items()]
     with atomic_path(path) as aside:
         aside.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
