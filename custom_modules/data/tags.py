@@ -20,7 +20,12 @@ from custom_modules.files import NIFTI, atomic_path, check_name, flat_name, stem
 HEADER = ("case", "slice", "label")
 DICOM_COLUMNS = {"instance_number": "InstanceNumber", "sop_instance_uid": "SOPInstanceUID"}  # in place of slice
 WORDS = {"no": 0, "n": 0, "false": 0, "yes": 1, "y": 1, "true": 1}
-NOT_A_CSV = {b"PK": "an Excel workbook", b"\xd0\xcf": "an Excel workbook", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+NOT_A_CSV = {
+    b"PK\x03": "an Excel workbook",
+    b"\xd0\xcf": "an Excel workbook",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 COUNTED = "If slices are counted from 1, give --first_slice 1."
 Tags = dict[str, dict[int | str, int]]
 
@@ -57,14 +62,14 @@ def read_tags(path: str | Path, first_slice: int = 0) -> Tags:
         raise ValueError(f"{path} must start with the header {','.join(HEADER)}; got {reader.fieldnames}.")
     problems = []
     for row in reader:
-        case, index, label = ((row[name] or "").strip() for name in ("case", key, "label"))
-        if not label or not case + index:
+        case, named, label = ((row[name] or "").strip() for name in ("case", key, "label"))
+        if not label or not case + named:
             continue
         case = flat_name(NIFTI.sub("", case))
         try:
-            index, tag = _index(index, key, first_slice), tag_value(label)
+            index, tag = _index(named, key, first_slice), tag_value(label)
             if tags[case].setdefault(index, tag) != tag:
-                raise ValueError(f"{key} {index} is {tag} here and {tags[case][index]} above.")
+                raise ValueError(f"{key} {named} is {tag} here and {tags[case][index]} above.")
         except ValueError as error:
             problems.append(f"line {reader.line_num + skipped} (case {case!r}): {error}")
     raise_all(problems, f"in {path}")
