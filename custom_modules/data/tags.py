@@ -59,7 +59,7 @@ def read_tags(path: str | Path, first_slice: int = 0) -> Tags:
     reader, skipped = _csv_reader(path)
     key = next((name for name in ("slice", *DICOM_COLUMNS) if name in (reader.fieldnames or ())), None)
     if key is None or not {"case", "label"} <= set(reader.fieldnames):
-        raise ValueError(f"{path} must start with the header {','.join(HEADER)}; got {reader.fieldnames}.")
+        raise ValueError(f"{path} must start with the header case,slice,label; got {reader.fieldnames}.")
     problems = []
     for row in reader:
         case, named, label = ((row[name] or "").strip() for name in ("case", key, "label"))
