@@ -26,11 +26,11 @@ def train(options: Namespace, knobs: Mapping[str, list[str]]) -> Path:
     """
     from monai.bundle import ConfigParser
 
-    bundle, run = bundle_folder(options.bundle), options.out.absolute()
+    bundle, run = bundle_folder(options.bundle), options.out.resolve()
     config = ConfigParser.load_config_files(config_files(bundle, "train"))
     values = checked_knobs(knobs, config, RESERVED)
     checkpoints = Path(values.get("ckpt_dir", run / "models"))
-    weights = Path(values.get("model_path", checkpoints / "model.pt"))
+    weights = Path(values.get("model_path", checkpoints / "model.pt")).resolve()
     _check_place(run, weights)
     name = bundle.name if bundle.parent == HOME else str(bundle)
     record = {"bundle": name, "weights": os.path.relpath(weights, run), "knobs": values}

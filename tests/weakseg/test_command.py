@@ -177,7 +177,7 @@ def test_a_process_prints_no_noise(data, tmp_path):
     assert done.returncode == 0, done.stderr
     noise = ("parsing config_file", "NvImgCodec", "nvImageCodec", "always_return_as_numpy", "resuming", "input summary")
     assert [word for word in noise if word in done.stdout + done.stderr] == []
-    assert done.stderr == "" and done.stdout.startswith("case h0 (1 of 3)\nh0 | ")
+    assert done.stderr == "" and done.stdout.startswith("case h0 (1 of 3)\n") and "\nh0 | 6 slices" in done.stdout
 
 
 def test_the_record_of_a_training_names_its_parts(trained):
