@@ -6,10 +6,12 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 PYTHON ?=
 
-.PHONY: demo test lint export dist test-toolchains clean
+.PHONY: demo setup test lint export dist test-toolchains clean
 
 demo: $(STAMP)
 	$(PY) -m examples.demo --output_dir demo_output
+
+setup: $(STAMP)  # .venv, with the command `weakseg`
 
 # glibc hands freed memory back and takes it again page by page, which some virtual machines make several times as slow
 test: export MALLOC_MMAP_MAX_ = 0
@@ -36,7 +38,7 @@ clean:  # leaves .venv, .toolchains and your runs alone
 	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './.toolchains/*' -prune -exec rm -rf {} +
 
 # A name on PATH may be a shim that fails, or a Python without venv, so each candidate has to run.
-$(STAMP): requirements.txt requirements-dev.txt
+$(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
 	  found=; for python in $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 python3 python); do \
 	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
@@ -51,4 +53,5 @@ $(STAMP): requirements.txt requirements-dev.txt
 	  "$$found" -m venv $(VENV); \
 	fi
 	$(PY) -m pip install -r requirements-dev.txt
+	$(PY) -m pip install --no-deps --editable .
 	@touch $@

@@ -1,6 +1,7 @@
 """Checks of what the user set: a misspelt knob and a wrong choice are errors that name the right ones.
 
-MONAI's bundles accept any `--id value` on the command line and silently ignore ids that the config does not have.
+MONAI's bundles accept any `--id value` on the command line and silently ignore ids that the config does not have; and
+they end an error with the config item that it came through, 40 lines below its cause.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import difflib
 import inspect
 import re
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
+from types import TracebackType
 
 from monai.bundle import ConfigParser
 from monai.bundle.scripts import run
@@ -22,6 +25,11 @@ ABOVE_ZERO = re.compile(
     "((segmenter_)?(batch_size|epochs|size|lr)|(max_)?epochs|max_norm|lr_(denoiser|classifier)|(image|map)_size|"
     "epoch_length|val_interval|map_draws)$"
 )
+NOISE = (  # starts of warnings that dependencies give about themselves, whatever the user does
+    "NvImgCodecPydicomReader",  # MONAI: a GPU's decoder of DICOM is not installed
+    ".*always_return_as_numpy",  # MONAI: its metrics call its own old function
+)
+PASSED_ON = ("Failed to instantiate component", "Failed to evaluate", "applying transform")  # MONAI's errors of errors
 EVALUATED = ("$", "@", "%")  # the start of a value that MONAI evaluates: an expression, a reference, a part of a file
 
 
@@ -45,14 +53,20 @@ def command_line(argv: Sequence[str] | None = None) -> tuple[dict[str, str], lis
 def check_knobs(argv: Sequence[str] | None = None) -> None:
     """Compares the ids given to `python -m monai.bundle run` with those in its config files.
 
-    Does nothing when the process was started in another way.
+    As the first thing that a run does, it also sees to what the user reads: warnings that are no news are left out, and
+    an error that ends the process ends with its cause. Does nothing when the process was started in another way.
 
     Raises:
-        ValueError: if an id does not exist, with the closest ones that do, or a value cannot be right: a switch that is
-            neither True nor False, a path that Fire takes for a number or a list, a size or rate that is not above 0.
+        ValueError: if an id does not exist, with the closest ones that do, or a value cannot be right: of another kind, a
+            path that Fire takes for a number or a list, a size or rate that is not above 0.
     """
     given, files = command_line(argv)
+    if files and argv is None:
+        ignore_noise()
+        sys.excepthook = end_with_cause
     config = ConfigParser.load_config_files(files) if files else {}
+    if files and (values := _several_values(sys.argv if argv is None else argv)):
+        raise ValueError(f'{values[0]} takes one value; write several as a list: {values[0]} "[{values[1]},...]".')
     for name in given:
         problem = None if name in RUN_ARGUMENTS else find_knob(name, config, given[name])
         if problem := problem or _wrong_value(name, given[name]):
@@ -72,6 +86,37 @@ def _wrong_value(name: str, value: str) -> str | None:
     if ABOVE_ZERO.match(name) and (isinstance(parsed, bool) or not isinstance(parsed, int | float) or not parsed > 0):
         return f"--{name} must be a number above 0; got {value!r}."
     return None
+
+
+def _several_values(argv: Sequence[str]) -> tuple[str, str] | None:
+    """Finds an option that a second number follows, as in `--target_labels 1 4`: Fire would take it for a run id."""
+    for option, value, further in zip(argv, argv[1:], argv[2:]):
+        if OPTION.match(option) and not OPTION.match(value) and re.fullmatch(r"[\d.]+", further):
+            return option, value
+    return None
+
+
+def ignore_noise() -> None:
+    """Leaves out the warnings `NOISE`, unless Python was told which ones to show (`python -W default`)."""
+    for start in () if sys.warnoptions else NOISE:
+        warnings.filterwarnings("ignore", start)
+
+
+def end_with_cause(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Takes the place of `sys.excepthook`: below the traceback stands the cause, which MONAI's last line hides."""
+    sys.__excepthook__(kind, error, traceback)
+    if isinstance(error, Exception) and explain(error) != str(error):  # and not Ctrl-C
+        print(f"\nerror: {explain(error)}", file=sys.stderr)
+
+
+def explain(error: BaseException) -> str:
+    """Returns the message of an error or, where MONAI passed on another error, of that one.
+
+    The type is added where the message was not written for a user, such as that of a KeyError.
+    """
+    while error.__cause__ is not None and str(error).startswith(PASSED_ON):
+        error = error.__cause__
+    return str(error) if isinstance(error, (ValueError, OSError, RuntimeError)) else f"{type(error).__name__}: {error}"
 
 
 def find_knob(name: str, config: Mapping, value: str = "") -> str | None:
@@ -97,6 +142,8 @@ def find_knob(name: str, config: Mapping, value: str = "") -> str | None:
             return f"--{name}: there is no knob {part!r}{hint}"
     if isinstance(node, bool) and value not in ("", "True", "False") and not value.startswith(EVALUATED):
         return f"--{name} must be exactly True or False; got {value!r}, a text, which would count as True."
+    if isinstance(node, list) and value and value[0] not in "[(" and not value.startswith(EVALUATED):
+        return f'--{name} must be a list, such as --{name} "[{value}]"; got {value!r}.'
     return None
 
 

@@ -48,7 +48,7 @@ def test_knobs_exist():
 
 
 def test_messages_exist():
-    folders = ("custom_modules", "study", "packing")
+    folders = ("custom_modules", "study", "packing", "weakseg")
     trees = (ast.parse(file.read_bytes()) for folder in folders for file in (REPO / folder).rglob("*.py"))
     nodes = (node for tree in trees for node in ast.walk(tree))
     texts = "\n".join(n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str))

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 
 import pytest
 
-from custom_modules.knobs import check_knobs, choose, choose_method, command_line, find_knob, method_profile
+from custom_modules.knobs import (
+    check_knobs,
+    choose,
+    choose_method,
+    command_line,
+    end_with_cause,
+    explain,
+    find_knob,
+    ignore_noise,
+    method_profile,
+)
 
 PROGRAM = "/somewhere/.venv/lib/python3.11/site-packages/monai/bundle/__main__.py"  # `python -m monai.bundle`
 TRAIN = """
@@ -206,3 +217,66 @@ def test_find_knob_says_what_is_wrong():
     assert find_knob("noise_level", config) is None and find_knob("network_def#channels#0", config) is None
     assert find_knob("network_def#attention", config) is None  # an argument at its default
     assert "did you mean one of ['noise_level']" in find_knob("noise_levle", config)
+
+
+@pytest.mark.parametrize("words", [["--target_labels", "1", "4"], ["--num_steps", "250", "300", "--method", "cdm"]])
+def test_several_words_are_an_error_that_shows_the_list(train, words):
+    with pytest.raises(
+        ValueError, match=rf'{words[0]} takes one value; write several as a list: .*"\[{words[1]},...\]"'
+    ):
+        check("--config_file", train, *words)
+
+
+def test_a_list_is_written_as_one():
+    assert find_knob("target_labels", {"target_labels": []}, "[1,4]") is None
+    assert find_knob("target_labels", {"target_labels": []}, "$[1]") is None
+    message = find_knob("target_labels", {"target_labels": []}, "1")
+    assert message == "--target_labels must be a list, such as --target_labels \"[1]\"; got '1'."
+
+
+def failure(*, deliberate: bool) -> Exception:
+    """An error as MONAI's bundles end with it: the cause below those that passed it on."""
+    try:
+        try:
+            try:
+                raise ValueError("tau must be in [0, 1)") if deliberate else KeyError("x")
+            except (ValueError, KeyError) as error:
+                raise RuntimeError("Failed to instantiate component 'a.b' with keywords: tau") from error
+        except RuntimeError as error:
+            raise RuntimeError("Failed to evaluate ConfigExpression") from error
+    except RuntimeError as error:
+        return error
+
+
+def test_the_last_line_of_an_error_is_its_cause(capsys):
+    error = failure(deliberate=True)
+    end_with_cause(type(error), error, error.__traceback__)
+    text = capsys.readouterr().err
+    assert "Traceback" in text and text.splitlines()[-1] == "error: tau must be in [0, 1)"
+    assert explain(failure(deliberate=False)) == "KeyError: 'x'"
+    end_with_cause(ValueError, ValueError("told by Python"), None)
+    assert capsys.readouterr().err == "ValueError: told by Python\n"
+
+
+def test_an_error_that_was_explained_is_not_taken_further():
+    error = ValueError("d.json is not valid JSON: Expecting value.")
+    error.__cause__ = RuntimeError("Expecting value: line 1")
+    assert explain(error) == "d.json is not valid JSON: Expecting value."
+
+
+def test_a_run_sees_to_its_last_line_and_to_noise(train, monkeypatch, recwarn):
+    monkeypatch.setattr(sys, "argv", [PROGRAM, "run", "--config_file", train])
+    monkeypatch.setattr(sys, "warnoptions", [])
+    monkeypatch.setattr(sys, "excepthook", None)
+    check_knobs()
+    assert sys.excepthook is end_with_cause
+    for message in ("NvImgCodecPydicomReader: no decoder", "get_mask_edges:always_return_as_numpy: deprecated", "news"):
+        warnings.warn(message, stacklevel=1)
+    assert [str(warning.message) for warning in recwarn] == ["news"]
+
+
+def test_python_w_shows_all_warnings(monkeypatch):
+    monkeypatch.setattr(sys, "warnoptions", ["default"])
+    before = list(warnings.filters)
+    ignore_noise()
+    assert warnings.filters == before

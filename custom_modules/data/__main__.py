@@ -17,8 +17,9 @@ from custom_modules.files import atomic_path
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; an error of the user ends it with a message and exit code 1."""
+    args = vars(_parse_args(argv))
     try:
-        _build(_parse_args(argv))
+        build_datalist(args.pop("root"), args.pop("output"), **args)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
@@ -32,8 +33,9 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument("--output", type=Path, required=True, help="datalist to write (.json)")
         sub.add_argument("--glob", help=f"pattern of the images, relative to root (default: {' '.join(patterns)})")
         sub.add_argument("--tags", type=Path, help="CSV with the columns case,slice,label, read instead of masks")
+        sub.add_argument("--first_slice", type=int, choices=(0, 1), default=0, help="number of the first slice in it")
         target = CHAOS_KIDNEYS if layout == "chaos" else "all above 0"
-        sub.add_argument("--target_labels", type=int, nargs="+", metavar="VALUE",
+        sub.add_argument("--target_labels", type=label_values, nargs="+", metavar="VALUE",
                          help=f"mask values that make the target (default: {target})")  # fmt: skip
         sub.add_argument("--slice_axis", type=int, default=2, choices=(0, 1, 2), help="axis of the slices (default: 2)")
         sub.add_argument("--min_area", type=int, default=0,
@@ -42,6 +44,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         sub.add_argument("--seed", type=int, default=0, help="seed of the random split (default: 0)")
         sub.add_argument("--splits", type=Path, help="JSON file with the splits or folds to use, by case name")
     args = parser.parse_args(argv)
+    if args.target_labels is not None:
+        args.target_labels = [value for values in args.target_labels for value in values]
     if args.min_area < 0:
         parser.error(f"--min_area must be 0 or more; got {args.min_area}")
     if args.splits and args.folds:
@@ -49,42 +53,81 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _build(args: argparse.Namespace) -> None:
-    """Find the cases, tag their slices, split them by patient, write the datalist (one per fold) and report."""
-    rule = {key: getattr(args, key) for key in ("target_labels", "slice_axis", "min_area")}
-    if args.target_labels is None and not args.tags:
-        rule["target_labels"] = CHAOS_KIDNEYS if args.layout == "chaos" else ()
-    cases = find_cases(args.root, args.layout, args.glob)
-    usable, skipped, notes = tag_cases(cases, read_tags(args.tags) if args.tags else None, **rule)
+def build_datalist(
+    root: Path,
+    output: Path,
+    layout: str = "auto",
+    glob: str | None = None,
+    tags: Path | None = None,
+    first_slice: int = 0,
+    target_labels: Sequence[int] | None = None,
+    slice_axis: int = 2,
+    min_area: int = 0,
+    folds: int = 0,
+    seed: int = 0,
+    splits: Path | None = None,
+    hold_out: bool = True,
+    output_dir: Path | None = None,
+) -> None:
+    """Find the cases, tag their slices, split them by patient, write the datalist (one per fold) and report.
+
+    Args:
+        root, output, ...: the options of the command; `layout` may also be `auto`.
+        hold_out: False: all tagged cases are for training.
+        output_dir: folder of results, in which no case is looked for.
+
+    Raises:
+        ValueError: no case is usable, or an option does not fit them.
+    """
+    if target_labels is None and not tags:
+        target_labels = CHAOS_KIDNEYS if layout == "chaos" else ()
+    rule = {"target_labels": target_labels, "slice_axis": slice_axis, "min_area": min_area}
+    cases = find_cases(root, layout, glob, output_dir)
+    usable, skipped, notes = tag_cases(cases, read_tags(tags, first_slice) if tags else None, **rule)
     if not usable:
         raise ValueError("no usable case. " + " ".join(f"{case}: {why}" for case, why in skipped.items()))
-    tagged = [item for item in usable if "slice_labels" in item]
     untagged = [item for item in usable if "slice_labels" not in item]
-    left_out: list[str] = []
-    if args.splits:
-        place = read_splits(args.splits)
-        left_out = [item["case"] for item in tagged if item["case"] not in place]
-        tagged = [item for item in tagged if item["case"] in place]
-        if not tagged:
-            raise ValueError(f"{args.splits} names none of the cases found: {', '.join(left_out[:5])} ...")
-        splits = expand_splits(tagged, place)
-    else:
-        splits = split_cases(tagged, args.seed, folds=args.folds)
+    divided, left_out = _divide([item for item in usable if "slice_labels" in item], splits, folds, seed, hold_out)
 
-    target = f"label in {list(rule['target_labels'])}" if rule["target_labels"] else "label > 0"
-    source = f"tagged 1 in {args.tags}" if args.tags else f"with {target} on more than {args.min_area} pixels"
-    print(f"{len(cases)} cases found in {args.root} ({args.layout}); positive slices are those {source}")
-    for k, split in enumerate(splits):
-        path = args.output if len(splits) == 1 else args.output.with_stem(f"{args.output.stem}_fold{k}")
+    target = f"label in {list(target_labels)}" if target_labels else "label > 0"
+    source = f"tagged 1 in {tags}" if tags else f"with {target} on more than {min_area} pixels"
+    print(f"{len(cases)} cases found in {root} ({layout}); positive slices are those {source}")
+    for k, split in enumerate(divided):
+        path = output if len(divided) == 1 else output.with_stem(f"{output.stem}_fold{k}")
         split |= {"untagged": untagged} if untagged else {}
-        _write_datalist(path, split, args.root if args.root.is_dir() else args.root.parent, rule)
-        print(f"{path}\n  {'section':<12}{'cases':>7}{'slices':>8}{'positive':>10}")
-        for name, items in split.items():
-            tags = [tag for item in items for tag in item.get("slice_labels", ())]
-            print(f"  {name:<12}{len(items):>7}{len(tags):>8}{sum(tags):>10}")
+        _write_datalist(path, split, root if root.is_dir() else root.parent, rule)
+        _print_sections(path, split)
     _report("skipped", [f"{case}: {why}" for case, why in skipped.items()])
     _report("left out, not named in the splits", left_out)
     _report("notes", [f"{case}: {note}" for case, note in notes.items()])
+
+
+def _divide(
+    tagged: list[dict], splits: Path | None, folds: int, seed: int, hold_out: bool
+) -> tuple[list[dict[str, list[dict]]], list[str]]:
+    """Divide the tagged cases into one split, or one per fold; the second value names cases that have no place."""
+    if splits:
+        place = read_splits(splits)
+        left_out = [item["case"] for item in tagged if item["case"] not in place]
+        tagged = [item for item in tagged if item["case"] in place]
+        if not tagged:
+            raise ValueError(f"{splits} names none of the cases found: {', '.join(left_out[:5])} ...")
+        return expand_splits(tagged, place), left_out
+    if hold_out:
+        return split_cases(tagged, seed, folds=folds), []
+    return [{"training": tagged, "validation": [], "test": []}], []
+
+
+def _print_sections(path: Path, split: dict[str, list[dict]]) -> None:
+    print(f"{path}\n  {'section':<12}{'cases':>7}{'slices':>8}{'positive':>10}")
+    for name, items in split.items():
+        tags = [tag for item in items for tag in item.get("slice_labels", ())]
+        print(f"  {name:<12}{len(items):>7}{len(tags):>8}{sum(tags):>10}")
+
+
+def label_values(word: str) -> tuple[int, ...]:
+    """Read the values of "1", "1,4" or "[1,4]", as the bundles take them."""
+    return tuple(int(value) for value in word.strip("[]").split(",") if value)
 
 
 def _write_datalist(path: Path, split: dict[str, list[dict]], root: Path, settings: dict) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from custom_modules.data.geometry import one_line
+from custom_modules.data.tags import tag_value
 from custom_modules.files import flat_name, read_json, stem_of
 
 
@@ -49,6 +50,6 @@ def _tags_in(path: Path) -> list[int]:
         raise ValueError("it is not a JSON file; training reads slice tags and never a mask.")
     content = read_json(path)
     tags = content.get("slice_labels") if isinstance(content, dict) else None
-    if not isinstance(tags, list) or not all(isinstance(tag, int) for tag in tags):
+    if not isinstance(tags, list):
         raise ValueError(f"slice_labels must be a list of 0 and 1; got {' '.join(str(content).split())[:80]}.")
-    return tags
+    return [tag_value(tag) for tag in tags]

@@ -38,7 +38,7 @@ def load_cases(
     Args:
         datalist: JSON file; None: `datalist.json` in `dataset_dir`.
         dataset_dir: folder that the paths are relative to; a file that is not there is looked for beside the datalist.
-        section: section or sections to read; None: all.
+        section: section or sections to read; None or "all": all.
         with_label: keep the key `label`; without it, as in training, nothing can see a mask.
         discover: without a datalist, take what `find_cases` finds in `dataset_dir`.
         allow_empty: accept sections that exist but are empty (validation is, with folds), and a `dataset_dir` without a
@@ -89,7 +89,7 @@ def labelled_cases(
 ) -> list[dict]:
     """Read the cases with a label, for evaluation: all with `slice_labels`, `image_file`, `label_file` and `group`.
 
-    A case without tags (there is no datalist) gets those of its label. `group` is the folder above the case's own. A
+    A case without tags (there is no datalist) gets those of its label. `group` is the data set's name (`_groups`). A
     case whose image or label is gone or unreadable has an "error", so that it is named and not lost; with
     `allow_empty`, where masks are only watched, it is left out.
 
@@ -110,10 +110,19 @@ def labelled_cases(
     tagged = {case["case"]: case for case in usable} | {name: {"error": why} for name, why in skipped.items()}
     return [
         {key: value for key, value in case.items() if key != "label"}
-        | {"image_file": case["image"], "label_file": case["label"], "group": Path(case["image"]).parent.parent.name}
-        for case in (case | tagged.get(case["case"], {}) for case in cases)
+        | {"image_file": case["image"], "label_file": case["label"], "group": group}
+        for case, group in zip((case | tagged.get(case["case"], {}) for case in cases), _groups(cases, dataset_dir))
         if "error" not in case or not allow_empty
     ]
+
+
+def _groups(cases: Sequence[dict], dataset_dir: str | Path) -> list[str]:
+    """Name the data set of each case: the folder in `dataset_dir` that holds several, else `dataset_dir` itself."""
+    root = os.path.abspath(dataset_dir)
+    places = [Path(os.path.relpath(case["image"], root)).parts for case in cases]
+    folders = [place[0] if len(place) > 2 and place[0] != ".." else "" for place in places]
+    several = 1 < len(set(folders)) < len(folders)
+    return [folder if folder and several else os.path.basename(root) for folder in folders]
 
 
 def _same(one: str | Path, other: str | Path) -> bool:
@@ -122,6 +131,7 @@ def _same(one: str | Path, other: str | Path) -> bool:
 
 def _read_sections(path: Path, section: str | Sequence[str] | None, build: str) -> list[dict]:
     asked = [section] if isinstance(section, str) else list(section or ())
+    asked = [] if asked == ["all"] else asked
     content = read_json(path)
     lists = {key: content[key] for key in dict.fromkeys([*SECTIONS, "untagged", *asked]) if key in content}
     held = ", ".join(f"{key} ({len(items)} cases)" for key, items in lists.items()) or "none"

@@ -168,12 +168,12 @@ class EvaluationMetrics:
         if not per_volume:
             logger.error("no case was evaluated: the tables in %s are empty.", self.folder)
             return
-        if n_known:
-            logger.warning("%d of %d cases were in the checkpoint's training list.", n_known, len(per_volume))
         if summary["classifier_auc"] is not None:
             values = (len(gate), summary["classifier_auc"], summary["classifier_sensitivity"], SPECIFICITY)
             logger.info("classifier over %d slices: AUC %.3f, sensitivity %.3f at specificity %g", *values)
         print(tables.printed_table(per_volume, summary), f"written to {self.folder}", sep="\n", flush=True)
+        if n_known:
+            logger.warning("%d of %d cases were in the checkpoint's training list.", n_known, len(per_volume))
 
 
 def _classifier_measures(gate: Sequence[tuple[float, int]]) -> dict[str, float | None]:

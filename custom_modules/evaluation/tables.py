@@ -52,5 +52,6 @@ def printed_table(per_volume: Sequence[Row], summary: Row) -> str:
     for row in rows:
         dice, iou, hd95, volume = (number(row, key) for key in keys)
         start = f"{row['case']:{width}}  {row['n_slices']:6d}"
-        lines.append(f"{start}  {dice:5.3f}  {iou:5.3f}  {hd95:7.2f}  {volume:11.3f}")
+        known = "  in training" if row.get("in_training") else ""
+        lines.append(f"{start}  {dice:5.3f}  {iou:5.3f}  {hd95:7.2f}  {volume:11.3f}{known}")
     return "\n".join([*lines, f"HD95 undefined (empty prediction): {summary['hd95']['n_undefined']} slices"])

@@ -157,7 +157,8 @@ class SaliencyInferer(Inferer):
         Returns the weighed maps (D, C, H, W), 0 elsewhere, and the seconds of each slice after the first batch.
         """
         saliency, seconds, first, size = slices.new_zeros(slices.shape), [], 0, self.batch_size
-        with tqdm(total=len(indices), desc="slices", unit="slice", leave=False, disable=idist.get_rank() > 0) as bar:
+        hidden = idist.get_rank() > 0 or None  # None: where the output is no terminal
+        with tqdm(total=len(indices), desc="slices", unit="slice", leave=False, disable=hidden) as bar:
             while batch := list(indices[first : first + size]):
                 x_0, start = slices[batch].contiguous(), _clock(slices.device)
                 try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +43,9 @@ VERSIONS = {
 }
 
 
+logger = logging.getLogger(__name__)
+
+
 def hardware(device: torch.device) -> str:
     """Return the processor that does the work, in words."""
     if device.type == "cuda":
@@ -51,6 +55,8 @@ def hardware(device: torch.device) -> str:
 
 class Provenance:
     """Writes `<output_dir>/<stem>/<stem>_provenance.json` beside each result, last: how it was made.
+
+    One line about the result goes to the log: `case | slices | ml | seconds | file`.
 
     A later run reads it to know what is already done (`is_done`). So it is removed before a result is replaced: a
     process that is killed in between leaves no record of other files. Of two runs at once, the second is refused.
@@ -89,6 +95,7 @@ class Provenance:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self._lock)
         engine.add_event_handler(Events.COMPLETED, lambda: unlock_folder(self.output_dir))
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._start_clock)
         engine.add_event_handler(Events.STARTED, lambda: self._weights)  # once, before the loader's workers are forked
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._remove_outdated)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
@@ -161,6 +168,16 @@ class Provenance:
             with one_case(engine, item["case"]):
                 write_json(self._file(item["stem"]), self._facts(item, engine.cases[item["stem"]]))
                 self.written.append(item["stem"])
+                self._report(item)
+
+    def _start_clock(self) -> None:
+        self._started = time.perf_counter()
+
+    def _report(self, item: Mapping) -> None:
+        mask, seconds = item["pred"], time.perf_counter() - self._started
+        millilitres = float(mask.sum()) * float(torch.linalg.det(mask.affine[:3, :3]).abs()) / 1000  # mm3 -> ml
+        words = (item["case"], item["n_slices"], millilitres, seconds, self._file(item["stem"], VOLUMES[0]))
+        logger.info("%s | %d slices | %.1f ml | %.1f s | %s", *words)
 
     def _facts(self, item: Mapping, case: Mapping) -> dict:
         origin = self._origin(case)

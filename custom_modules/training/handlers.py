@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+
 import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
@@ -11,6 +14,8 @@ from monai.metrics import Cumulative, compute_roc_auc
 from torch import nn
 
 from custom_modules.training.sampling import epoch_seed
+
+logger = logging.getLogger(__name__)
 
 
 class ClipGradients:
@@ -78,10 +83,14 @@ class TagMetrics:
 
 
 class TrainingProgress(ProgressBar):
-    """Shows the loss on Ignite's progress bar, now and then: to read it, a GPU has to finish all that is queued."""
+    """Shows the loss on Ignite's progress bar, now and then: to read it, a GPU has to finish all that is queued.
+
+    Where the output is no terminal, it is one line an epoch.
+    """
 
     def __init__(self) -> None:
-        super().__init__(desc="training")
+        self.shown = sys.stderr.isatty()
+        super().__init__(desc="training", disable=not self.shown)
 
     def attach(self, engine: Engine) -> None:
         super().attach(
@@ -89,3 +98,9 @@ class TrainingProgress(ProgressBar):
             output_transform=lambda output: {"loss": float(output["loss"].detach())},
             event_name=Events.ITERATION_COMPLETED(every=10),
         )
+        if not self.shown:
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._log)
+
+    def _log(self, engine: Engine) -> None:
+        state = engine.state
+        logger.info("epoch %d of %d: loss %.4f", state.epoch, state.max_epochs, float(state.output["loss"].detach()))

@@ -48,6 +48,24 @@ def test_load_cases_discovers_only_on_request_and_without_a_datalist(dataset):
     assert named(load_cases(None, dataset / "p1/p1_flair.nii.gz", discover=True)) == ["p1"]
 
 
+def test_section_all_is_every_section(dataset):
+    everything = [item["case"] for item in load_cases(None, dataset)]
+    assert len(everything) > 1 and [item["case"] for item in load_cases(None, dataset, "all")] == everything
+
+
+def test_the_group_is_the_data_set(tmp_path):
+    """A folder of several cases names it, but neither a patient's folder nor one that holds the only data set."""
+    for name in ("lgg/a", "lgg/b", "brats/c"):
+        brats_case((tmp_path / "two" / name).parent, Path(name).name)
+        brats_case((tmp_path / "one" / "MR" / name).parent, Path(name).name)
+        save_volume(tmp_path / "flat" / f"{Path(name).name}.nii.gz", mask_of([0, 1]) + 1)
+        save_volume(tmp_path / "flat" / f"{Path(name).name}_seg.nii.gz", mask_of([0, 1]))
+    groups = {c["case"]: c["group"] for c in labelled_cases(None, tmp_path / "two")}
+    assert groups == {"a": "lgg", "b": "lgg", "c": "brats"}
+    for name in ("one", "flat"):
+        assert {case["group"] for case in labelled_cases(None, tmp_path / name)} == {name}
+
+
 def test_load_cases_reads_plain_decathlon_lists_and_names_them_apart(dataset):
     for site in "AB":
         save_volume(dataset / site / "scan.nii.gz")

@@ -45,6 +45,7 @@ def test_handler_in_an_engine(tmp_path, caplog, capsys):
     assert summary["n_in_training"] == 1 and "training list" in caplog.text
     table = capsys.readouterr().out
     assert all(word in table for word in ("case", "HD95", "mean", "0.500"))
+    assert {line.split()[0] for line in table.splitlines() if line.endswith("  in training")} == {"b"}
     written = sorted(path.name for path in folder.iterdir())
     assert written == ["cases", "per_slice.csv", "per_volume.csv", "summary.json"]
     again = summarise(slices, volumes, bundle="chaos_kidney", method="cdm", settings=summary["settings"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ignite.engine import Engine
 
-from custom_modules.training.handlers import ClipGradients, EpochSeed, MeanLoss, TagMetrics
+from custom_modules.training.handlers import ClipGradients, EpochSeed, MeanLoss, TagMetrics, TrainingProgress
 from custom_modules.training.steps import parameter_groups
 from tests.helpers.tiny_network import tiny_network
 
@@ -64,3 +64,11 @@ def test_validation_metrics_by_hand():
         engine.run(outputs)
         # AUC: of the pairs (y1, y0) (0.9, 0.2), (0.9, 0.5), (0.4, 0.2), (0.4, 0.5) three are in order
         assert engine.state.metrics == {"val_denoising_y0": 2.0, "val_denoising_y1": 4.0, "val_classifier_auc": 0.75}
+
+
+def test_without_a_terminal_progress_is_a_line_an_epoch(caplog, capsys):
+    caplog.set_level("INFO")
+    engine = Engine(lambda engine, batch: {"loss": torch.tensor(batch / 4)})
+    TrainingProgress().attach(engine)
+    engine.run([1, 2], max_epochs=2)
+    assert "epoch 2 of 2: loss 0.5000" in caplog.messages and capsys.readouterr().err == ""

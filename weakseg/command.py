@@ -1,0 +1,113 @@
+"""The tasks of `weakseg`, and how the command ends."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+
+from weakseg.options import parse
+
+Knobs = dict[str, list[str]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code (`options.CODES`); the last lines of an error are its cause."""
+    options, knobs = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        from weakseg.bundles import quiet  # what takes seconds to import comes after --help
+
+        quiet(options.debug)
+        TASKS[options.task](options, knobs)
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or 'stopped'}; the same command continues", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if options.debug:
+            raise
+        from custom_modules.knobs import explain
+
+        print(f"\nerror: {explain(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _tag(options: Namespace, knobs: Knobs) -> None:
+    from custom_modules.data.layouts import find_cases
+    from weakseg.bundles import next_command
+    from weakseg.page import write_page
+
+    write_page(find_cases(options.folder), options.out, options.tags)
+    print(f"page       {options.out}: open it in a browser, tag, and save tags.csv")
+    next_command("train", options.folder, "--tags", "tags.csv", "--bundle", "brats_flair", "--out", "RUN")
+
+
+def _train(options: Namespace, knobs: Knobs) -> None:
+    from weakseg.bundles import next_command
+    from weakseg.train import train
+
+    weights = train(options, knobs)
+    print(f"\nweights    {weights}\nlosses     tensorboard --logdir {shlex.quote(str(options.out))}")
+    next_command("predict", options.folder, "--model", options.out, "--out", "OUT")
+
+
+def _predict(options: Namespace, knobs: Knobs) -> None:
+    from weakseg.predict import predict
+
+    predict(options, knobs)
+
+
+def _evaluate(options: Namespace, knobs: Knobs) -> None:
+    from weakseg.predict import evaluate
+
+    evaluate(options, knobs)
+
+
+def _new_target(options: Namespace, knobs: Knobs) -> None:
+    from weakseg.bundles import HOME
+
+    sys.path.append(str(HOME.parent))  # packing is beside this package, and is not installed
+    try:
+        from packing.new_bundle import main as new_bundle
+    except ModuleNotFoundError:
+        raise RuntimeError("new-target needs the repository, not the installed package alone.") from None
+    further = [word for knob, words in knobs.items() for word in (f"--{knob}", *words)]
+    new_bundle([options.name, "--from", options.source, *further])
+
+
+def _tags_template(options: Namespace, knobs: Knobs) -> None:
+    from custom_modules.data.layouts import find_cases
+    from custom_modules.data.tags import write_template
+    from weakseg.bundles import next_command
+
+    n_slices = write_template(find_cases(options.folder), options.out)
+    print(f"template   {options.out}: {n_slices} rows; write 1 (shows the target) or 0 under label")
+    next_command("tags", "check", options.folder, options.out)
+
+
+def _tags_check(options: Namespace, knobs: Knobs) -> None:
+    from custom_modules.data.layouts import find_cases
+    from custom_modules.data.tags import read_tags, tag_cases
+    from weakseg.bundles import next_command
+
+    cases, skipped, notes = tag_cases(find_cases(options.folder), read_tags(options.tags, options.first_slice))
+    for case in cases:
+        tags = case.get("slice_labels", ())
+        shown = [index for index, tag in enumerate(tags) if tag]
+        where = f", {shown[0]} to {shown[-1]} of 0 to {len(tags) - 1}" if shown else ""
+        print(f"{case['case']} | {len(tags)} slices | {len(shown)} show the target{where}")
+    for name, why in (skipped | notes).items():
+        print(f"{name}: {why}")
+    next_command("train", options.folder, "--tags", options.tags, "--bundle", "brats_flair", "--out", "RUN")
+
+
+TASKS = {
+    "tag": _tag,
+    "train": _train,
+    "predict": _predict,
+    "evaluate": _evaluate,
+    "new-target": _new_target,
+    "tags template": _tags_template,
+    "tags check": _tags_check,
+}
