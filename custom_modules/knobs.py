@@ -57,8 +57,8 @@ def check_knobs(argv: Sequence[str] | None = None) -> None:
     an error that ends the process ends with its cause. Does nothing when the process was started in another way.
 
     Raises:
-        ValueError: if an id does not exist, with the closest ones that do, or a value cannot be right: of another kind, a
-            path that Fire takes for a number or a list, a size or rate that is not above 0.
+        ValueError: if an id does not exist, with the closest ones that do, or a value cannot be right: of another kind,
+            a path that Fire takes for a number or a list, a size or rate that is not above 0.
     """
     given, files = command_line(argv)
     if files and argv is None:
