@@ -1,4 +1,4 @@
-"""The command: `python -m study benchmark | shifts | report | figures ...`."""
+"""The command: `python -m study benchmark | shifts | labels | report | figures ...`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from study.figures.denoising import draw_denoising
 from study.figures.pictures import save
 from study.figures.sweeps import STRIPS, draw_ablation, draw_strips
 from study.figures.uncertainty import draw_uncertainty
+from study.label_study import measure_labels
 from study.plan import read_knobs, read_plan
 from study.report import write_gallery, write_report
 from study.results import read_results
@@ -33,6 +34,12 @@ example:
     --output_dir OUT
 
 Any --knob value of inference.yaml may follow. The same command continues what was interrupted.
+"""
+LABELS = """
+example:
+  python -m study labels --bundle bundles/brats_flair --dataset_dir DIR --datalist LIST --maps_dir RUN/distill/maps
+
+Any --knob value of training may follow, such as --label_power 3.
 """
 REPORT = """
 examples:
@@ -62,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True)
     _add_benchmark(commands)
     _add_shifts(commands)
+    _add_labels(commands)
     _add_report(commands)
     _add_figures(commands)
     options, rest = parser.parse_known_args(argv)
@@ -96,6 +104,17 @@ def _add_shifts(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--section", default="validation", help="of the datalist (default: validation)")
     parser.add_argument("--output_dir", required=True, type=Path)
     parser.set_defaults(run=_shifts, takes_knobs=True)
+
+
+def _add_labels(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "labels", "compare the student's labels with the masks of training cases", LABELS)
+    parser.add_argument("--bundle", required=True, type=Path, help="its folder, e.g. bundles/brats_flair")
+    parser.add_argument("--dataset_dir", required=True, help="folder that the datalist's paths start from")
+    parser.add_argument("--datalist", required=True)
+    parser.add_argument("--maps_dir", required=True, type=Path, help="RUN/distill/maps of a training")
+    parser.add_argument("--number", type=int, default=0, help="cases to draw at random (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of that draw (default: 0)")
+    parser.set_defaults(run=_labels, takes_knobs=True)
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
@@ -142,6 +161,12 @@ def _shifts(options: argparse.Namespace, rest: Sequence[str]) -> None:
     knobs = read_knobs(rest, [[str(options.bundle / "configs" / "inference.yaml")]])
     where = options.bundle, options.dataset_dir, options.datalist, options.section, options.output_dir
     print(*run_shifts(*where, knobs), sep="\n")
+
+
+def _labels(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    knobs = read_knobs(rest, [[str(options.bundle / "configs" / "train.yaml")]])
+    where = options.bundle, options.dataset_dir, options.datalist, options.maps_dir
+    print(*measure_labels(*where, options.number, options.seed, knobs), sep="\n")
 
 
 def _report(options: argparse.Namespace, rest: Sequence[str]) -> None:
