@@ -51,7 +51,11 @@ def level_slices(volume: Tensor) -> Tensor:
     """Brings slices of `volume` (D, H, W) far from their neighbours' level to it, and fills dead ones from them."""
     y = block_medians(volume).flatten(1)
     low = percentile(percentile(y, 2.0), 50.0)
-    level = (percentile(y, 98.0) - low).clamp(min=0)
+    usual_slice = percentile(y.T, 50.0) - low
+    tissue = usual_slice > 0.25 * percentile(usual_slice, 98.0)
+    if not bool(tissue.any()):
+        return volume
+    level = (percentile(y[:, tissue], 50.0) - low).clamp(min=0)
     usual, depth = percentile(level, 75.0), len(level)
     gains, dead = torch.ones_like(level), torch.zeros_like(level, dtype=torch.bool)
     for k in range(depth):

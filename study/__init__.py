@@ -7,5 +7,6 @@ The files; each imports only those above it:
     figures/                the paper's figures, and how sure the masks are
     page, report_tables, report    one HTML page about a results folder
     plan, runner            a study's YAML; the runs it names, trained and evaluated
-    shifts, shift_study     changes to a volume, and what each of them costs
+    shifts/                 changes to a volume, and what each of them costs
+    label_study             the labels that the student learns from, against masks
 """

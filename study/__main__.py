@@ -17,7 +17,7 @@ from study.plan import read_knobs, read_plan
 from study.report import write_gallery, write_report
 from study.results import read_results
 from study.runner import Study
-from study.shift_study import run_shifts
+from study.shifts.run import run_shifts
 
 BENCHMARK = """
 example:

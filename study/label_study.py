@@ -25,7 +25,7 @@ from custom_modules.training.supervised import LoadMaskd
 
 ANYWHERE = 1000  # pixels: wider than any slice
 WITHOUT = {  # {variant: constants of `map_labels`}
-    "all rules": {},
+    "all rules": {"FLOOR": map_labels.FLOOR},
     "no least threshold": {"FLOOR": 0.0},
     "not from slice to slice": {"REACH": ANYWHERE},
     "not to the edges": {"STEPS": 0},

@@ -127,8 +127,9 @@ def _largest_bright(image: np.ndarray) -> np.ndarray:
 def level_slices(image: torch.Tensor, y: np.ndarray) -> tuple[torch.Tensor, np.ndarray, list[int]]:
     """Brings slices whose level strays from their neighbours' to the neighbours' level, and fills dead ones from them.
 
-    The level of a slice is its 98th percentile of `y` above the background, that of its neighbours the median of up to
-    three slices on either side: anatomy changes slowly enough. The slices at both ends may be dark.
+    The level of a slice is its median, above the background, where most slices show tissue: a lesion is smaller than
+    that. That of its neighbours is the median of up to three slices on either side: anatomy changes slowly enough. The
+    slices at both ends may be dark.
 
     Args:
         image: (H, W, D) float32.
@@ -137,9 +138,12 @@ def level_slices(image: torch.Tensor, y: np.ndarray) -> tuple[torch.Tensor, np.n
     Returns:
         `image` and `y`, mended (or themselves), and the indices of the slices that strayed.
     """
-    bottom, top = np.percentile(y.reshape(-1, y.shape[2]), [2, 98], axis=0)
-    low = np.median(bottom)
-    level = np.maximum(top - low, 0)
+    low = np.median(np.percentile(y.reshape(-1, y.shape[2]), 2, axis=0))
+    usual_slice = np.median(y, axis=2) - low
+    tissue = usual_slice > 0.25 * np.percentile(usual_slice, 98)
+    if not tissue.any():
+        return image, y, []
+    level = np.maximum(np.median(y[tissue], axis=0) - low, 0)
     sides = [(level[max(k - 3, 0) : k], level[k + 1 : k + 4]) for k in range(len(level))]
     near = [[float(np.median(side)) for side in pair if side.size] for pair in sides]
     usual = np.percentile(level, 75)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from study import shift_study
 from study.__main__ import main
-from study.shifts import SHIFTS
+from study.shifts import run as shift_study
+from study.shifts.changes import SHIFTS
 from tests.helpers.bundles import head
 from tests.helpers.studies import BUNDLE, FAST
 

@@ -34,7 +34,7 @@ from custom_modules.inference.cases import reason
 from custom_modules.inference.checks import CheckVolumed
 from study.figures.pictures import save
 from study.figures.shifts import draw_shifts
-from study.shifts import SHIFTS, Shift
+from study.shifts.changes import SHIFTS, Shift
 
 logger = logging.getLogger(__name__)
 PLAIN = "unchanged"
