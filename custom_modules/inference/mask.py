@@ -13,7 +13,7 @@ from monai.transforms.utils import get_largest_connected_component_mask
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from custom_modules.inference.uncertainty import expected_dice, voxel_entropy
+from custom_modules.uncertainty import expected_dice, voxel_entropy
 
 
 class SaliencyToMaskd(MapTransform):
@@ -24,7 +24,7 @@ class SaliencyToMaskd(MapTransform):
     region, is kept under `saliency`, (1, H, W, D) float32. Negative values mean that the target would darken the voxel;
     they count as 0.
 
-    With `uncertainty`, two entries are added (see `custom_modules.inference.uncertainty`): `uncertainty`, the entropy
+    With `uncertainty`, two entries are added (see `custom_modules.uncertainty`): `uncertainty`, the entropy
     of each voxel, (1, H, W, D) float32 in bits, and `expected_dice`, a number or None. They come from the masks of the
     C maps, or where C is 1 from the map's values, which must then be probabilities (segmenter, supervised).
 

@@ -19,32 +19,14 @@ from custom_modules.inference.body import (
     body_mask,
     find_body,
 )
-from examples.phantom import head_phantom
+from tests.helpers.heads import TISSUE, put, scaled, sides, small_head
 
 BOX = (slice(40, 60), slice(50, 70), slice(2, 7))  # 400 pixels of 128 x 128, in five of 13 slices
-TISSUE = 30  # of the phantom: above its background's noise
 
 
 @pytest.fixture(scope="module")
 def phantom() -> np.ndarray:
-    """A head (128, 128, 13) float32 of 0 to 255 with background noise."""
-    return np.asarray(head_phantom()[0].dataobj)[::2, ::2, 3:29:2].astype(np.float32)
-
-
-def scaled(image: np.ndarray) -> np.ndarray:
-    return ScaleToBodyd("image")({"image": torch.as_tensor(image)[None]})["image"][0].numpy()
-
-
-def sides(image: np.ndarray) -> list[int]:
-    """First and last row and column of the body's box."""
-    box = body_box(torch.as_tensor(scaled(image))[None])[0, ..., 0].numpy()
-    return [int(edge) for axis in (1, 0) for edge in np.flatnonzero(box.any(axis=axis))[[0, -1]]]
-
-
-def put(image: np.ndarray, where: tuple, value: float) -> np.ndarray:
-    image = image.copy()
-    image[where] = value
-    return image
+    return small_head()
 
 
 def salted(image: np.ndarray) -> np.ndarray:

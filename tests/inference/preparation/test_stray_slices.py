@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.inference.test_body import TISSUE, phantom, put, scaled, sides
+from tests.helpers.heads import TISSUE, put, scaled, sides, small_head
 
-__all__ = ["phantom"]  # a fixture
+
+@pytest.fixture(scope="module")
+def phantom() -> np.ndarray:
+    return small_head()
 
 
 @pytest.mark.parametrize("factor", [4.0, 2.0, 0.4, 0.2])
