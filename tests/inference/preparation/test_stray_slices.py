@@ -1,4 +1,4 @@
-"""One bad slice of a volume: brought to its neighbours' level, or replaced by them; anatomy and lesions are left alone."""
+"""One bad slice of a volume: brought to its neighbours' level, or replaced by them; lesions are left alone."""
 
 from __future__ import annotations
 
