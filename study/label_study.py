@@ -58,7 +58,7 @@ def measure_labels(
     parser.read_config([str(bundle / "configs" / f"{name}.yaml") for name in ("train", "distill")])
     where = {"bundle_root": str(bundle), "dataset_dir": dataset_dir, "datalist": datalist, "annotated": False}
     parser.update(where | dict(knobs))
-    target_labels, axis = (parser.get_parsed_content(id_) for id_ in ("target_labels", "slice_axis"))
+    target_labels, axis = (parser.get_parsed_content(id_) for id_ in ("labels", "slice_axis"))
     cases = labelled_cases(datalist, dataset_dir, "training", target_labels, axis)
     if number and number < len(cases):
         cases = [cases[i] for i in sorted(Random(seed).sample(range(len(cases)), number))]
