@@ -32,7 +32,7 @@ DEFAULT, PLAIN = "default (channels_last, bf16)", "contiguous, float32"
 
 
 class Join(nn.Module):
-    """MONAI's `UpCat` where no size is odd: it pads all the same, by nothing, which copies; and FX cannot trace it."""
+    """MONAI's `UpCat` without padding; FX traces past its skip connection."""
 
     def __init__(self, up: UpCat) -> None:
         super().__init__()
@@ -40,15 +40,6 @@ class Join(nn.Module):
 
     def forward(self, x: torch.Tensor, x_e: torch.Tensor) -> torch.Tensor:
         return self.convs(torch.cat([x_e, self.upsample(x)], dim=1))
-
-
-def unpadded(network: nn.Module) -> nn.Module:
-    """Returns a copy of the student's network with `Join`."""
-    out = deepcopy(network)
-    for name, module in out.unet.named_children():
-        if isinstance(module, UpCat):
-            setattr(out.unet, name, Join(module))
-    return out
 
 
 def variants(network: nn.Module, x: torch.Tensor) -> dict[str, tuple[nn.Module, bool]]:
@@ -61,7 +52,6 @@ def variants(network: nn.Module, x: torch.Tensor) -> dict[str, tuple[nn.Module, 
         PLAIN: (plain, False),
         "contiguous, bf16": (plain, True),
         "channels_last, float32": (network, False),
-        "default without padding by nothing": (unpadded(network), True),
         "default, torch.compile": (compiled, True),
         "int8 convolutions, calibrated": (quantised(plain, x), False),
     }
@@ -69,7 +59,10 @@ def variants(network: nn.Module, x: torch.Tensor) -> dict[str, tuple[nn.Module, 
 
 def quantised(network: nn.Module, x: torch.Tensor) -> nn.Module:
     """Quantises the convolutions after training, calibrated on `x`; normalisation and activations stay float32."""
-    out = unpadded(network)
+    out = deepcopy(network)
+    for name, module in out.unet.named_children():
+        if isinstance(module, UpCat):
+            setattr(out.unet, name, Join(module))
     patches = nn.functional.pixel_unshuffle(torch.cat([x, x.flip(2)]), network.patch_size)
     observed = prepare_fx(out.unet, get_default_qconfig_mapping("x86"), (patches,))
     observed(patches)
