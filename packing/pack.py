@@ -80,7 +80,7 @@ def contents(bundle: Path, exports: Path) -> dict[str, bytes]:
             f"{bundle / 'configs' / 'metadata.json'} says version {version}, custom_modules/__init__.py says "
             f"{custom_modules.__version__}: they must agree, give both the newer one."
         )
-    check_identity(bundle, [other for other in bundle_folders() if other.resolve() != bundle.resolve()])
+    check_identity(bundle, [other for other in bundle_folders() if other.name != bundle.name])
     paths = [path for pattern in (*FILES, *OPTIONAL) for path in bundle.glob(pattern)]
     files = {path.relative_to(bundle).as_posix(): path.read_bytes() for path in paths}
     files |= {f"configs/{path.stem}.json": as_json(path) for path in bundle.glob("configs/*.yaml")}

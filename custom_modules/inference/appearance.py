@@ -84,10 +84,10 @@ class TrainingAppearance:
         weights: file of the network's weights.
     """
 
-    def __init__(self, weights: str | Path) -> None:
-        self.file = statistics_file(weights)
-        self.content = read_json(self.file) if self.file.is_file() else {}
-        if not self.content:
+    def __init__(self, weights: str | Path | None) -> None:
+        self.file = statistics_file(weights) if weights else None  # None: a network without weights is measured
+        self.content = read_json(self.file) if self.file and self.file.is_file() else {}
+        if self.file and not self.content:
             logger.warning("%s does not exist, so no volume is compared with those of training; "
                            "`run statistics` of inference.yaml writes it.", self.file)  # fmt: skip
 

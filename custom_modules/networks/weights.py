@@ -57,7 +57,7 @@ def training_list(weights: str | Path) -> Path:
     return Path(weights).with_suffix(".training.txt")
 
 
-def training_cases(weights: str | Path) -> list[str] | None:
-    """Returns the cases that `weights` were trained on, or None if that was not recorded."""
-    path = training_list(weights)
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else None
+def training_cases(weights: str | Path | None) -> list[str] | None:
+    """Returns the cases that `weights` were trained on, or None if that was not recorded or there are no weights."""
+    path = training_list(weights) if weights else None
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path and path.is_file() else None

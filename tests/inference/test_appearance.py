@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,9 +40,11 @@ def network():
 @pytest.fixture
 def weights(tmp_path, network):
     """A file beside which statistics of four volumes lie; `p9` was not in training."""
-    cases = [{"case": f"p{i}", "image": f"p{i}.nii.gz"} for i in range(4)] + [{"case": "p9", "image": "p9.nii.gz"}]
+    cases = [{"case": f"p{i}", "image": str(tmp_path / f"p{i}.nii.gz")} for i in (0, 1, 2, 3, 9)]
     (tmp_path / "model.training.txt").write_text("p0\np1\np2\np3\n")
-    volumes = {f"p{i}.nii.gz": volume(i, ratio) for i, ratio in enumerate(RATIOS)}  # none for p9
+    volumes = {case["image"]: volume(i, ratio) for i, (case, ratio) in enumerate(zip(cases, RATIOS))}  # none for p9
+    for file in volumes:
+        Path(file).touch()
     write_statistics(cases, Lambdad("image", volumes.__getitem__), network, tmp_path / "model.pt")
     return tmp_path / "model.pt"
 

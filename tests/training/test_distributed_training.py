@@ -75,7 +75,7 @@ def test_two_processes_compute_what_one_does(one, two):
     assert expected.keys() == found.keys()
     for name in ("train_loss", "val_denoising_y0", "val_denoising_y1", "val_classifier_auc"):
         assert found[name] == pytest.approx(expected[name], rel=1e-5), name  # equal but for the order of sums
-    assert len(found["train_loss"]) == 10
+    assert found["train_loss"].keys() == {10}  # every tenth
 
     weights = [torch.load(folder / "models" / "model.pt", weights_only=True) for folder in (one, two.folder)]
     assert weights[0].keys() == weights[1].keys()
@@ -90,7 +90,6 @@ def test_a_killed_process_is_named_and_ends_the_command(two):
     assert two.killed.returncode != 0
     assert re.search(r"rank +: 1 \(local_rank: 1\)\s+exitcode +: -9", two.killed.stdout), two.killed.stdout
     assert two.left == ["checkpoint_epoch=1.pt", "model.pt", "model.training.txt"]
-    assert "training [2/2]" in two.continued.stdout and "training [1/2]" not in two.continued.stdout
 
 
 def test_only_the_first_process_speaks(two):
@@ -113,5 +112,5 @@ def test_the_upper_bound_trains_in_two_processes(dataset, tmp_path):
     tiny = ["--network_def#features=[8,8,8,8,8,8]", *(knob for knob in TINY if "network_def" not in knob)]
     process = forked_bundle(*arguments(dataset, tmp_path, *overlays, batch_size=2, tiny=tiny), processes=2)
     assert process.returncode == 0, process.stdout
-    assert len(logged(tmp_path)["train_loss"]) == 10 and logged(tmp_path)["val_slice_dice"].keys() == {1, 2}
+    assert logged(tmp_path)["train_loss"].keys() == {10} and logged(tmp_path)["val_slice_dice"].keys() == {1, 2}
     assert (tmp_path / "models" / "supervised.pt").is_file()
