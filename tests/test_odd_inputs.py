@@ -79,7 +79,8 @@ def test_every_odd_one_that_can_be_read_is_right(run):
     names = [*map(flat_name, map(stem_of, ODD_FILES)), *ODD_SERIES, "frames"]
     found = {name: round(dice(run, name, LESION), 3) for name in names}
     assert min(found.values()) > 0.95, found
-    assert sorted(p.name for p in run.out.iterdir() if p.is_dir()) == sorted([*names, *ORIENTATIONS, "good0", "good1", "good2"])
+    done = sorted(path.name for path in run.out.iterdir() if path.is_dir())
+    assert done == sorted([*names, *ORIENTATIONS, "good0", "good1", "good2"])
 
 
 def test_48_orientations_give_one_mask(run):
