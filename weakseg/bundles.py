@@ -33,6 +33,9 @@ def quiet(debug: bool) -> None:
     warnings.filterwarnings("ignore", "parsing config_file")  # MONAI's advisory, about every config it reads
     import monai.bundle  # noqa: F401  # it sets its loggers to INFO
 
+    from custom_modules.knobs import ignore_noise
+
+    ignore_noise()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     for name, level in SILENT.items():
         logging.getLogger(name).setLevel(level)

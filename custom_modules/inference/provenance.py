@@ -121,7 +121,8 @@ class Provenance:
         warned = [record["case"] for record in records if record.get("warnings")]
         if warned:
             logger.warning(
-                "%d of %d cases have warnings, look at their masks: %s (`warnings` in <case>_provenance.json says why)",
+                "%d of %d cases have warnings, look at their masks: %s (the report and `warnings` in "
+                "<case>_provenance.json say why)",
                 len(warned), len(records), ", ".join(warned[:10]) + (", ..." if len(warned) > 10 else ""),
             )  # fmt: skip
 

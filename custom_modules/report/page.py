@@ -138,9 +138,12 @@ def _entry(file: Path, run: Run, known: Mapping[str, tuple[dict, str]], pictured
         except Exception as error:  # whatever a file may hold: the other cases are shown
             numbers, html = {}, note(f"No pictures: {' '.join(str(error).split()) or type(error).__name__}")
         html = html if pictured else note(f"No pictures: they are of the {MAX_PICTURED} newest cases.")
-    warnings = ["in the training list of the weights"] * (facts.get("case") in run.training_cases)
+    told = [*map(str, facts.get("warnings") or ())]  # what these say already is not said again
+    learned = facts.get("case") in run.training_cases and not any("in the training" in one for one in told)
+    empty = numbers.get("voxels") == 0 and not any("mask is empty" in one for one in told)
+    warnings = ["in the training list of the weights"] * learned
     warnings += ["failed in the latest run: this result is older"] * (facts.get("case") in run.failures)
-    warnings += ["nothing found"] * (numbers.get("voxels") == 0) + list(facts.get("warnings") or ())
+    warnings += ["nothing found"] * empty + told
     marked = f'<div data-key="{key}" data-numbers="{escape(json.dumps(numbers))}">{html}</div><!-- end -->'
     return Entry(folder.name, facts, numbers, rows.get("volume", {}), warnings, marked)
 

@@ -66,6 +66,12 @@ def test_warnings_and_failures_are_said(out):
     assert len(re.findall("<figcaption>slice", text)) == 4  # of six, evenly
 
 
+def test_a_warning_is_said_once(out):
+    save_result(out, "p1", np.zeros(SHAPE), warnings=["nothing was found: the mask is empty.", "in the training of it"])
+    text = page(out, RUN._replace(training_cases=frozenset(["p1"])))
+    assert text.count("nothing found") == 0 == text.count("in the training list") and "the mask is empty" in text
+
+
 def test_without_a_stated_place_there_are_no_millilitres_and_no_sides(out):
     save_result(out, "p1", head(1)[1], affine=np.eye(4))
     assert "ml" in page(out) and "</text>" in page(out)
