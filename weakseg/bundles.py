@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-HOME = Path(__file__).resolve().parents[1] / "bundles"  # of the shipped bundles: beside this package
+HOME = (Path(__file__).parent / "shipped").resolve()  # the shipped bundles: copies in a wheel, a link in the repository
 
 SILENT = {  # loggers of dependencies, and the level from which they are heard
     "monai.bundle.scripts": "WARNING",  # "input summary"
