@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 PYTHON ?=
 
-.PHONY: demo setup test lint export dist test-toolchains clean
+.PHONY: demo setup test lint export dist wheel docs test-toolchains clean
 
 demo: $(STAMP)
 	$(PY) -m examples.demo --output_dir demo_output
@@ -30,11 +30,22 @@ export: $(STAMP)  # TorchScript and ONNX; the next `make dist` takes them along
 dist: $(STAMP)  # each bundle as a folder and a zip that stand alone
 	$(PY) -m packing.pack
 
+wheel: $(STAMP)  # dist/*.whl: the command `weakseg` with the bundles
+	$(PY) -m build
+
 test-toolchains: $(STAMP)  # real hosts, each in an environment of its own under .toolchains: gigabytes and minutes, once
 	$(PY) -m pytest tests/toolchains -s -rA
 
+# every file that a page links to lies beside it; .toolchains/docs is an environment of its own
+docs: $(STAMP)  # site/: the pages as a site; broken links are errors
+	test -x .toolchains/docs/bin/mkdocs || $(PY) -m venv .toolchains/docs
+	.toolchains/docs/bin/python -m pip install --quiet --requirement docs/requirements.txt
+	rm -rf build/docs && mkdir -p build/docs
+	git ls-files -z '*.md' '*.png' '*.txt' '*.ipynb' '*.yaml' '*.cff' LICENSE ':!tests' | xargs -0 cp --parents -t build/docs
+	.toolchains/docs/bin/mkdocs build --strict
+
 clean:  # leaves .venv, .toolchains and your runs alone
-	rm -rf demo_output build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf demo_output tour_output build dist site *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './.toolchains/*' -prune -exec rm -rf {} +
 
 # A name on PATH may be a shim that fails, or a Python without venv, so each candidate has to run.
