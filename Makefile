@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 PYTHON ?=
 
-.PHONY: demo test test-long lint export dist test-toolchains clean
+.PHONY: demo setup test test-long lint export dist test-toolchains clean
 
 demo: $(STAMP)
 	$(PY) -m examples.demo --output_dir demo_output

@@ -20,9 +20,9 @@ import pytest
 from custom_modules.data.__main__ import main as build_datalist
 from custom_modules.files import is_whole, sha256
 from tests.helpers.bundles import SHORT, TAGS, TINY, config, head, save_nifti
-from tests.helpers.kills import DENOISER, KILLED, MAPS, STUDENT, WHOLE, counted_moments, full_disk, run_until, start
 from tests.helpers.runs import command, save_random_weights, without_times
 from tests.helpers.studies import BUNDLE, FAST, study_file
+from tests.odd.kills import DENOISER, KILLED, MAPS, STUDENT, WHOLE, counted_moments, full_disk, run_until, start
 
 long = pytest.mark.long
 STAGES = [("training", DENOISER), ("training", MAPS), ("training", STUDENT)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,35 +55,102 @@ def read_tags(path: str | Path, first_slice: int = 0) -> Tags:
     Raises:
         ValueError: the file is no CSV in UTF-8, the header is wrong, or rows are; the message names all lines.
     """
-    tags: dict[str, dict[int, int]] = defaultdict(dict)
-    for line, row in _read_rows(path):
-        case, index, tag = ((row[key] or "").strip() for key in ("case", "slice", "label"))
-        case, where = flat_name(case), f"{path}, line {line} (case {case!r:.60})"
-        if not index.isdecimal() or len(index) > 9:
-            raise ValueError(f"{where}: slice must be a whole number from 0; got {index!r:.40}.")
-        if tag not in ("0", "1"):
-            raise ValueError(f"{where}: label must be 0 or 1; got {tag!r:.40}.")
-        if tags[case].setdefault(int(index), int(tag)) != int(tag):
-            raise ValueError(f"{where}: slice {index} is {tag} here and {tags[case][int(index)]} above.")
+    tags: Tags = defaultdict(dict)
+    reader, skipped = _csv_reader(path)
+    key = next((name for name in ("slice", *DICOM_COLUMNS) if name in (reader.fieldnames or ())), None)
+    if key is None or not {"case", "label"} <= set(reader.fieldnames):
+        raise ValueError(f"{path} must start with the header case,slice,label; got {reader.fieldnames}.")
+    problems = []
+    for row in _rows(reader, path):
+        case, named, label = ((row[name] or "").strip() for name in ("case", key, "label"))
+        if not label or not case + named:
+            continue
+        case = flat_name(NIFTI.sub("", case))
+        try:
+            index, tag = _index(named, key, first_slice), tag_value(label)
+            if tags[case].setdefault(index, tag) != tag:
+                raise ValueError(f"{key} {named} is {tag} here and {tags[case][index]} above.")
+        except ValueError as error:
+            problems.append(f"line {reader.line_num + skipped} (case {case!r}): {error}")
+    raise_all(problems, f"in {path}")
     return dict(tags)
 
 
-def _read_rows(path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Read the rows of a CSV file with the number of their line."""
+def tag_value(value: object) -> int:
+    """Read a tag, 0 or 1, also written as 1.0, yes, no, true or false.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    text = str(value).strip().lower()
+    if re.fullmatch(r"[01](\.0*)?", text):
+        return int(text[0])
+    if text not in WORDS:
+        raise ValueError(f"label must be 0 or 1; got {value!r:.40}.")
+    return WORDS[text]
+
+
+def _csv_reader(path: str | Path) -> tuple[csv.DictReader, int]:
+    """Open a CSV of any separator, its header in lower case; the second value is the number of lines above it."""
+    content = Path(path).read_bytes()
+    kind = next((kind for start, kind in NOT_A_CSV.items() if content.startswith(start)), None)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            if not {"case", "slice", "label"} <= set(reader.fieldnames or ()):
-                raise ValueError(f"{path} must start with the header case,slice,label; got {reader.fieldnames!r:.200}.")
-            for row in reader:
-                yield reader.line_num, row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no CSV file in UTF-8 ({error}); save it as one.") from None
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        kind = kind or "not in UTF-8"
+    if kind or "\0" in text:
+        raise ValueError(f"{path} is {kind or 'UTF-16'}; save it as CSV in UTF-8 (in Excel: 'CSV UTF-8').")
+    lines = text.splitlines()
+    given = re.fullmatch(r'"?sep=(.)"?', lines[0].strip(), re.IGNORECASE) if lines else None  # Excel's own line
+    lines = lines[1:] if given else lines
+    separator = given[1] if given else max(",;\t", key=lines[0].count) if lines else ","
+    try:
+        reader = csv.DictReader(lines, delimiter=separator)
+        reader.fieldnames = [name.strip().lower().replace(" ", "_") for name in reader.fieldnames or ()]
+    except (csv.Error, TypeError, ValueError) as error:  # of the separator
+        raise ValueError(f"{path} is no CSV: {error}; save it as one.") from None
+    return reader, int(given is not None)
 
 
-def tag_cases(
-    cases: list[dict], tags: dict[str, dict[int, int]] | None = None, **rule
-) -> tuple[list[dict], dict[str, str], dict[str, str]]:
+def _rows(reader: csv.DictReader, path: str | Path) -> Iterator[dict[str, str]]:
+    try:
+        yield from reader
+    except csv.Error as error:  # a quote that is never closed makes one long field of the rest
+        raise ValueError(f"{path} is no CSV: line {reader.line_num + 1}, {error}; save it as one.") from None
+
+
+def _index(text: str, key: str, first_slice: int) -> int | str:
+    if key == "sop_instance_uid":
+        return f"{DICOM_COLUMNS[key]} {text}"
+    number = re.fullmatch(r"(\d{1,9})(\.0*)?", text)
+    if not number or key == "slice" and int(number[1]) < first_slice:
+        raise ValueError(f"{key} must be a whole number from {first_slice if key == 'slice' else 0}; got {text!r:.40}.")
+    return int(number[1]) - first_slice if key == "slice" else f"{DICOM_COLUMNS[key]} {int(number[1])}"
+
+
+def raise_all(problems: Sequence[str], where: str) -> None:
+    """Raise one ValueError that lists the first 20 problems, and how many more there are; nothing if there are none."""
+    more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
+    if problems:
+        raise ValueError("\n  ".join([f"{len(problems)} problem(s) {where}:", *problems[:20], *more]))
+
+
+def write_template(cases: Iterable[Mapping], path: str | Path, slice_axis: int = 2) -> int:
+    """Write a CSV with a row for each slice of the cases and no label yet; returns the number of rows.
+
+    Raises:
+        FileExistsError: there is such a file: it may hold hours of work.
+    """
+    if Path(path).exists():
+        raise FileExistsError(f"{path} exists and may hold tags; give another name, or remove it.")
+    n_slices = {case["case"]: read_geometry(case["image"], case.get("channel"))[0][slice_axis] for case in cases}
+    rows = [(case, index, "") for case, count in n_slices.items() for index in range(count)]
+    with atomic_path(path) as aside, open(aside, "w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([HEADER, *rows])
+    return len(rows)
+
+
+def tag_cases(cases: list[dict], tags: Tags | None = None, **rule) -> tuple[list[dict], dict[str, str], dict[str, str]]:
     """Give each case its `slice_labels`: from `tags`, or else from its label by `tags_of_label(label, **rule)`.
 
     Tags may name a case by its image's file name, too.
