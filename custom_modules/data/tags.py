@@ -122,7 +122,7 @@ def _rows(reader: csv.DictReader, path: str | Path) -> Iterator[dict[str, str]]:
 def _index(text: str, key: str, first_slice: int) -> int | str:
     if key == "sop_instance_uid":
         return f"{DICOM_COLUMNS[key]} {text}"
-    number = re.fullmatch(r"(\d{1,9})(\.0*)?", text)
+    number = re.fullmatch(r"(\d{1,12})(\.0*)?", text)
     if not number or key == "slice" and int(number[1]) < first_slice:
         raise ValueError(f"{key} must be a whole number from {first_slice if key == 'slice' else 0}; got {text!r:.40}.")
     return int(number[1]) - first_slice if key == "slice" else f"{DICOM_COLUMNS[key]} {int(number[1])}"
