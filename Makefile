@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 PYTHON ?=
 
-.PHONY: demo setup test lint export dist wheel docs test-toolchains clean
+.PHONY: demo setup test test-long lint export dist wheel docs test-toolchains clean
 
 demo: $(STAMP)
 	$(PY) -m examples.demo --output_dir demo_output
@@ -14,10 +14,14 @@ demo: $(STAMP)
 setup: $(STAMP)  # .venv, with the command `weakseg`
 
 # glibc hands freed memory back and takes it again page by page, which some virtual machines make several times as slow
-test: export MALLOC_MMAP_MAX_ = 0
-test: export MALLOC_TRIM_THRESHOLD_ = 8000000000
+test test-long: export MALLOC_MMAP_MAX_ = 0
+test test-long: export MALLOC_TRIM_THRESHOLD_ = 8000000000
 test: lint
 	$(PY) -m pytest -q
+
+test-long: export FUZZ_EXAMPLES = 2000
+test-long: $(STAMP)  # 20 kills of each kind of run, 2,000 examples of each kind of input
+	$(PY) -m pytest -q -m "long or fuzz"
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

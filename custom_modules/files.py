@@ -90,11 +90,14 @@ def sha256(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> dict:
-    """Reads a JSON file; a ValueError names the file that is not valid JSON."""
+    """Reads an object from a JSON file; a ValueError names the file that holds none."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 and numbers of 5000 digits, too
+        raise ValueError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, {{...}}; got {content!r:.40}.")
+    return content
 
 
 def read_json_or_empty(path: str | Path) -> dict:
@@ -115,7 +118,8 @@ def write_json(path: str | Path, content: dict) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to and renames it to `path` at the end, or removes it after an error.
+    """Gives a path beside `path` to write to and renames it to `path` at the end, or removes it after an error,
+    which names `path`.
 
     The content is on the disk before the name is, so that a power cut leaves the old file or the new one. Machines that
     share a disk, and processes with the same number in two containers, get different names to write to.
@@ -129,6 +133,10 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with open(aside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)  # a write that fails does not say where
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

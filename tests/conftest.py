@@ -17,6 +17,13 @@ from packing.pack import pack
 from tests.helpers.bundles import LPS, SHAPE, SHORT, TAGS, TINY, config, head, monai_bundle, save_nifti
 
 
+def pytest_collection_modifyitems(config, items):
+    if "long" not in config.getoption("markexpr"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes many minutes: make test-long"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Tiny arrays gain nothing from threads, and sums in another order would differ between processes."""

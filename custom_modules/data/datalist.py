@@ -13,7 +13,7 @@ the folder that was searched. Cases without tags are listed under `untagged`: fi
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from custom_modules.data.geometry import UNREADABLE, one_line, read_geometry
@@ -22,6 +22,16 @@ from custom_modules.data.layouts import LAYOUTS, find_cases, name_apart
 from custom_modules.data.splits import SECTIONS
 from custom_modules.data.tags import tag_cases
 from custom_modules.files import check_name, flat_name, read_json, stem_of
+
+RULES: dict[str, tuple[str, Callable]] = {  # of a case's entries: in words, and whether a value (None: absent) fits
+    "image": ("an image (a path)", lambda value: isinstance(value, str)),
+    "label": ("a path as its label, or none", lambda value: isinstance(value, str | None)),
+    "channel": ("a number from 0 as its channel, or none", lambda v: v is None or type(v) is int and v >= 0),
+    "slice_labels": (
+        "a list of numbers as its slice_labels, or none",
+        lambda value: value is None or isinstance(value, list) and all(isinstance(tag, int | float) for tag in value),
+    ),
+}
 
 
 def load_cases(
@@ -134,13 +144,18 @@ def _read_sections(path: Path, section: str | Sequence[str] | None, build: str) 
     asked = [] if asked == ["all"] else asked
     content = read_json(path)
     lists = {key: content[key] for key in dict.fromkeys([*SECTIONS, "untagged", *asked]) if key in content}
+    if bad := [key for key, items in lists.items() if not isinstance(items, list)]:
+        raise ValueError(f"datalist {path}: {bad[0]} must be a list of cases; got {lists[bad[0]]!r:.40}.")
     held = ", ".join(f"{key} ({len(items)} cases)" for key, items in lists.items()) or "none"
     if missing := [key for key in asked if key not in lists]:
         raise ValueError(f"datalist {path} has no section {', '.join(missing)}; its sections: {held}. {build}")
     # a decathlon list may hold bare paths
     items = [item if isinstance(item, dict) else {"image": item} for key in asked or lists for item in lists[key]]
-    if bad := [item for item in items if not isinstance(item.get("image"), str)]:
-        raise ValueError(f"every case of {path} must have an image (a path); got {bad[0]}.")
+    items = [{key: value for key, value in item.items() if value is not None} for item in items]
+    for item in items:
+        for key, (rule, fits) in RULES.items():
+            if not fits(item.get(key)):
+                raise ValueError(f"every case of {path} must have {rule}; got {item.get(key)!r:.40} in {item!r:.200}.")
     return items
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 logger = logging.getLogger(__name__)
+DAMAGED = (gzip.BadGzipFile, EOFError, zlib.error)
 
 
 class VolumeReader(ImageReader):
@@ -131,7 +132,7 @@ def open_nifti(path: str | Path) -> nib.Nifti1Image:
     try:
         image = nib.load(path)
         kind = image.get_data_dtype()
-    except (ImageFileError, HeaderDataError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (*DAMAGED, ImageFileError, HeaderDataError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{path} has no valid NIfTI header ({' '.join(str(error).split())}); export it again."
         ) from None
@@ -156,7 +157,7 @@ def load_nifti(path: str | Path) -> nib.Nifti1Image:
     if str(path).lower().endswith(".gz"):
         try:
             content = gzip.decompress(Path(path).read_bytes())
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        except DAMAGED as error:
             raise ValueError(f"{path} is damaged ({error}); copy or export it again.") from None
     image = open_nifti(path)
     size = os.path.getsize(path) if content is None else len(content)

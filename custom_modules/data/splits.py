@@ -95,6 +95,8 @@ def read_splits(path: str | Path) -> dict[str, str | int]:
     place: dict[str, str | int] = {}
     place_of_patient: dict[str, str | int] = {}
     for where, names in _named_lists(read_json(path)):
+        if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+            raise ValueError(f"{path}: {where} must be a list of names of cases; got {names!r:.60}.")
         for name in map(flat_name, names):
             first = place_of_patient.setdefault(patient_of(name), where)
             if first != where:
@@ -106,10 +108,12 @@ def read_splits(path: str | Path) -> dict[str, str | int]:
 
 
 def _named_lists(node: dict) -> Iterator[tuple[str | int, list[str]]]:
-    for key, value in node.items():
-        if key in SECTIONS:
-            yield key, value
-        elif key == "folds":
-            yield from enumerate(value)
-        elif isinstance(value, dict):
-            yield from _named_lists(value)
+    nodes = [node]
+    for node in nodes:  # grows
+        for key, value in node.items():
+            if key == "folds" and isinstance(value, list):
+                yield from enumerate(value)
+            elif key in (*SECTIONS, "folds"):
+                yield key, value
+            elif isinstance(value, dict):
+                nodes.append(value)

@@ -6,7 +6,7 @@ import csv
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +61,7 @@ def read_tags(path: str | Path, first_slice: int = 0) -> Tags:
     if key is None or not {"case", "label"} <= set(reader.fieldnames):
         raise ValueError(f"{path} must start with the header case,slice,label; got {reader.fieldnames}.")
     problems = []
-    for row in reader:
+    for row in _rows(reader, path):
         case, named, label = ((row[name] or "").strip() for name in ("case", key, "label"))
         if not label or not case + named:
             continue
@@ -86,7 +86,7 @@ def tag_value(value: object) -> int:
     if re.fullmatch(r"[01](\.0*)?", text):
         return int(text[0])
     if text not in WORDS:
-        raise ValueError(f"label must be 0 or 1; got {value!r}.")
+        raise ValueError(f"label must be 0 or 1; got {value!r:.40}.")
     return WORDS[text]
 
 
@@ -104,17 +104,27 @@ def _csv_reader(path: str | Path) -> tuple[csv.DictReader, int]:
     given = re.fullmatch(r'"?sep=(.)"?', lines[0].strip(), re.IGNORECASE) if lines else None  # Excel's own line
     lines = lines[1:] if given else lines
     separator = given[1] if given else max(",;\t", key=lines[0].count) if lines else ","
-    reader = csv.DictReader(lines, delimiter=separator)
-    reader.fieldnames = [name.strip().lower().replace(" ", "_") for name in reader.fieldnames or ()]
+    try:
+        reader = csv.DictReader(lines, delimiter=separator)
+        reader.fieldnames = [name.strip().lower().replace(" ", "_") for name in reader.fieldnames or ()]
+    except (csv.Error, TypeError, ValueError) as error:  # of the separator
+        raise ValueError(f"{path} is no CSV: {error}; save it as one.") from None
     return reader, int(given is not None)
+
+
+def _rows(reader: csv.DictReader, path: str | Path) -> Iterator[dict[str, str]]:
+    try:
+        yield from reader
+    except csv.Error as error:  # a quote that is never closed makes one long field of the rest
+        raise ValueError(f"{path} is no CSV: line {reader.line_num + 1}, {error}; save it as one.") from None
 
 
 def _index(text: str, key: str, first_slice: int) -> int | str:
     if key == "sop_instance_uid":
         return f"{DICOM_COLUMNS[key]} {text}"
-    number = re.fullmatch(r"(\d+)(\.0*)?", text)
+    number = re.fullmatch(r"(\d{1,12})(\.0*)?", text)
     if not number or key == "slice" and int(number[1]) < first_slice:
-        raise ValueError(f"{key} must be a whole number from {first_slice if key == 'slice' else 0}; got {text!r}.")
+        raise ValueError(f"{key} must be a whole number from {first_slice if key == 'slice' else 0}; got {text!r:.40}.")
     return int(number[1]) - first_slice if key == "slice" else f"{DICOM_COLUMNS[key]} {int(number[1])}"
 
 

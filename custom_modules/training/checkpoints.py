@@ -15,7 +15,7 @@ from monai.handlers import CheckpointLoader
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from custom_modules.files import atomic_path, is_whole, lock_folder, unlock_folder
+from custom_modules.files import atomic_path, is_whole, lock_folder, remove_partial, unlock_folder
 from custom_modules.networks.weights import training_cases, training_list
 
 logger = logging.getLogger(__name__)
@@ -115,6 +115,7 @@ class ResumableRun:
             CheckpointLoader(str(found[-1]), everything, map_location="cpu").attach(engine)
         if engine.state.rank == 0:
             lock_folder(self.save_dir)
+            remove_partial(self.save_dir)
             engine.add_event_handler(Events.COMPLETED, lambda: unlock_folder(self.save_dir))
             for superseded in found[:-2]:  # the saver below does not know the files of earlier processes
                 superseded.unlink()
