@@ -12,6 +12,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from types import TracebackType
 
 from monai.bundle import ConfigParser
@@ -58,13 +59,19 @@ def check_knobs(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         ValueError: if an id does not exist, with the closest ones that do, or a value cannot be right: of another kind,
-            a path that Fire takes for a number or a list, a size or rate that is not above 0.
+            a path that Fire takes for a number or a list, a size or rate that is not above 0. Or if MLflow is asked for
+            and is not installed.
     """
     given, files = command_line(argv)
     if files and argv is None:
         ignore_noise()
         sys.excepthook = end_with_cause
     config = ConfigParser.load_config_files(files) if files else {}
+    if "mlflow" in given.get("tracking", "") and find_spec("mlflow") is None:
+        raise ValueError(
+            "--tracking mlflow needs MLflow, which is not installed: pip install '.[mlflow]' in the repository, or "
+            "pip install 'weak-diffusion-segmentation[mlflow]' with a wheel."
+        )
     if files and (values := _several_values(sys.argv if argv is None else argv)):
         raise ValueError(f'{values[0]} takes one value; write several as a list: {values[0]} "[{values[1]},...]".')
     for name in given:

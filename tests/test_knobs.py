@@ -74,7 +74,7 @@ def check(*arguments: str, program: str = PROGRAM) -> None:
         ["--train#handlers#0#name", "x"],
         ["--train#handlers#1#save_dict", "x"],  # an argument the config leaves at its default
         ["training", "--meta_file", "m.json", "--logging_file", "l.conf", "--run_id", "run", "--init_id", "i"],
-        ["--final_id", "f", "--tracking", "mlflow", "--args_file", "a.json"],
+        ["--final_id", "f", "--tracking", "t.json", "--args_file", "a.json"],
         ["--workflow_name", "w", "--workflow_type", "train", "--properties_path", "p"],
     ],
 )
@@ -280,3 +280,9 @@ def test_python_w_shows_all_warnings(monkeypatch):
     before = list(warnings.filters)
     ignore_noise()
     assert warnings.filters == before
+
+
+def test_mlflow_that_is_not_installed_is_an_error_that_names_the_extra(train, monkeypatch):
+    monkeypatch.setattr("custom_modules.knobs.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs MLflow, .*: pip install '\.\[mlflow\]'"):
+        check("--config_file", train, "--tracking", "configs/mlflow.yaml")

@@ -105,6 +105,8 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", required=True, help=f"whose settings to train with: {BUNDLE}")
     parser.add_argument("--out", type=Path, metavar="RUN", required=True, help="folder of weights, logs, checkpoints")
     _first_slice(parser)
+    about = "log to MLflow too (pip install '.[mlflow]'), into RUN/mlruns.db or MLFLOW_TRACKING_URI"
+    parser.add_argument("--tracking", choices=["mlflow"], help=about)
 
 
 def _weights(parser: argparse.ArgumentParser) -> None:

@@ -39,6 +39,7 @@ def train(options: Namespace, knobs: Mapping[str, list[str]]) -> Path:
     record["datalist"] = os.path.relpath(datalist, run)
     write_json(run / RECORD, record)
     fixed = {"bundle_root": bundle, "dataset_dir": options.folder.absolute(), "output_dir": run, "datalist": datalist}
+    fixed |= {"tracking": bundle / "configs" / f"{options.tracking}.yaml"} if options.tracking else {}
     try:
         run_bundle(config_files(bundle, "train"), "training", fixed | values, options.debug)
     except KeyboardInterrupt:
