@@ -7,6 +7,7 @@ import sys
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from tests.helpers.bundles import REPO
 
@@ -19,6 +20,7 @@ def test_outputs_are_cleared():
     assert CELLS and not [cell for cell in CELLS if cell["outputs"] or cell["execution_count"] is not None]
 
 
+@pytest.mark.long
 def test_it_runs_from_top_to_bottom(tmp_path):
     script = "\n\n".join("".join(cell["source"]) for cell in CELLS)
     environment = os.environ | {"PYTHONPATH": str(REPO), "MPLBACKEND": "agg", "CUDA_VISIBLE_DEVICES": ""}
