@@ -1,15 +1,14 @@
-// A host without Python: segment PROGRAM.ts VOLUME.f32 H W D MASK.u8 [SEED]
+// A host without Python: segment PROGRAM.ts VOLUME.f32 H W D MASK.u8
 // VOLUME.f32 holds H x W x D float32 in C order (LPS, slices along the last axis), MASK.u8 gets as many bytes of 0 and 1.
 #include <torch/script.h>
 
 #include <fstream>
 #include <iostream>
 #include <string>
-#include <vector>
 
 int main(int argc, char** argv) {
   if (argc < 7) {
-    std::cerr << "usage: segment PROGRAM.ts VOLUME.f32 H W D MASK.u8 [SEED]\n";
+    std::cerr << "usage: segment PROGRAM.ts VOLUME.f32 H W D MASK.u8\n";
     return 2;
   }
   try {
@@ -22,9 +21,7 @@ int main(int argc, char** argv) {
     if (!in.read(reinterpret_cast<char*>(volume.data_ptr<float>()), volume.nbytes()))
       throw std::runtime_error("the volume's file is shorter than its shape says");
 
-    std::vector<torch::jit::IValue> inputs{volume};
-    if (argc > 7) inputs.emplace_back(int64_t{std::stol(argv[7])});
-    auto mask = program.forward(inputs).toTuple()->elements()[0].toTensor().contiguous();
+    auto mask = program.forward({volume}).toTuple()->elements()[0].toTensor().contiguous();
     std::cout << "mask " << mask.sizes() << ", " << mask.sum().item<int64_t>() << " voxels\n";
     std::ofstream(argv[6], std::ios::binary).write(reinterpret_cast<char*>(mask.data_ptr<uint8_t>()), mask.nbytes());
   } catch (const std::exception& error) {

@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks.timing import peak_memory, reset_peak_memory
 from custom_modules.networks.precision import autocast
 
-CONFIGS = Path(__file__).parents[1] / "bundles" / "brats_flair" / "configs"
+CONFIGS = Path(__file__).parents[2] / "bundles" / "brats_flair" / "configs"
 WARM_UP = 0.4  # share of the iterations that is not timed: workers start, kernels are chosen
 
 

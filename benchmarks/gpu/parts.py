@@ -15,8 +15,8 @@ from monai.bundle import ConfigParser
 from scipy import ndimage
 
 from benchmarks import speed
+from benchmarks.gpu.throughput import throughput
 from benchmarks.slices import prepared_slices
-from benchmarks.throughput import throughput
 from benchmarks.timing import Maps, Row, peak_memory, reset_peak_memory
 from custom_modules.files import write_json
 from custom_modules.inference.provenance import VERSIONS, hardware

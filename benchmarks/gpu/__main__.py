@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-REPO = Path(__file__).parents[1]
+REPO = Path(__file__).parents[2]
 BUNDLE = REPO / "bundles" / "brats_flair"
 PARTS = {  # in order, with their limits in seconds
     "phantoms": 60,
@@ -55,10 +55,10 @@ def commands(work: Path, quick: bool) -> dict[str, list[str]]:
     measured = [f"--folder={work}", *(["--quick"] if quick else [])]
     pytest = ["pytest", "-q", "-m", "gpu", "-p", "no:xdist", "-p", "no:cacheprovider", "-W", "default", "-rs"]
     return {
-        "phantoms": ["benchmarks.gpu_parts", "phantoms", *measured],
-        "speed": ["benchmarks.gpu_parts", "speed", *measured],
-        "throughput": ["benchmarks.gpu_parts", "throughput", *measured],
-        "volume": ["benchmarks.gpu_parts", "volume", *measured],
+        "phantoms": ["benchmarks.gpu.parts", "phantoms", *measured],
+        "speed": ["benchmarks.gpu.parts", "speed", *measured],
+        "throughput": ["benchmarks.gpu.parts", "throughput", *measured],
+        "volume": ["benchmarks.gpu.parts", "volume", *measured],
         "tests": [*pytest, "-o", "addopts=--import-mode=importlib", "tests/gpu"],
         "nccl": nccl_command(work, 2, quick),
         "resume": nccl_command(work, 3, quick),
