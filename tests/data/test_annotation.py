@@ -43,7 +43,7 @@ def test_cases_of_a_datalist_stay_as_they_are():
     [
         ("p0.nii.gz", "", "p0: it is not a JSON file; training reads slice tags and never a mask"),
         ("p0.json", "{", "p0: .*p0.json is no.* valid JSON: Expecting property name"),
-        ("p0.json", "[0, 1]", "slice_labels must be a list of 0 and 1; got .0, 1."),
+        ("p0.json", "[0, 1]", r"p0.json must hold a JSON object, \{...\}; got .0, 1."),
         ("p0.json", '{"slice_labels": "01"}', "slice_labels must be a list of 0 and 1; got {'slice_labels': '01'}"),
         ("gone.json", None, "No such file"),
     ],
