@@ -20,6 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from custom_modules.evaluation.metrics import slice_metrics
+from custom_modules.knobs import ignore_noise
 from examples.phantom import head_phantom
 from study.figures.pictures import COLUMNS, draw_slice
 
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", default="demo_output", type=Path)
     parser.add_argument("--seed", default=4, type=int, help="of the synthetic head")
     options, knobs = parser.parse_known_args(arguments)
+    ignore_noise()
     out = options.output_dir.resolve()
 
     print(f"Drawing a synthetic FLAIR head (seed {options.seed}) ...", flush=True)
