@@ -2,7 +2,7 @@
 # Everything that needs a GPU, in one go and in a few minutes: the tests marked `gpu`, speed, training throughput, a whole
 # volume, training by torchrun (NCCL) that resumes. Needs no data set, and nothing from the network.
 #
-#   benchmarks/gpu.sh            # on a machine with one GPU: under 3 minutes on an H200
+#   benchmarks/gpu.sh            # on a machine with one GPU: minutes, by estimate
 #   benchmarks/gpu.sh --quick    # every part at its smallest, on a CPU, too
 #
 # OUT      folder of gpu.json and gpu.log (./gpu_output)

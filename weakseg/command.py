@@ -38,9 +38,11 @@ def _tag(options: Namespace, knobs: Knobs) -> None:
     from weakseg.bundles import next_command
     from weakseg.page import write_page
 
-    write_page(find_cases(options.folder), options.out, options.tags)
+    skipped = write_page(find_cases(options.folder), options.out, options.tags, first_slice=options.first_slice)
     print(f"page       {options.out}: open it in a browser, tag, and save tags.csv")
     next_command("train", options.folder, "--tags", "tags.csv", "--bundle", "brats_flair", "--out", "RUN")
+    if skipped:
+        raise RuntimeError(f"{len(skipped)} volumes are not on the page: {', '.join(skipped)}.")
 
 
 def _train(options: Namespace, knobs: Knobs) -> None:

@@ -95,6 +95,7 @@ def _tag(parser: argparse.ArgumentParser) -> None:
     _folder(parser)
     parser.add_argument("--out", type=Path, default=Path("tags.html"), help="page to write (default: tags.html)")
     parser.add_argument("--tags", type=Path, metavar="CSV", help="tags to start with: to go on, or to check them")
+    _first_slice(parser)
 
 
 def _train(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImag
 from tqdm import tqdm
 
 from custom_modules.data.reader import VolumeReader
-from custom_modules.data.tags import read_tags
+from custom_modules.data.tags import Tags, named_tags, raise_all, read_tags, stored_slices
 from custom_modules.files import atomic_path
 from custom_modules.inference.body import ScaleToBodyd
 from custom_modules.inference.cases import reason
@@ -40,7 +40,12 @@ READ = Compose(
 
 
 def write_page(
-    cases: Sequence[Mapping], output: str | Path, tags: str | Path | None = None, slice_axis: int = 2, size: int = SIZE
+    cases: Sequence[Mapping],
+    output: str | Path,
+    tags: str | Path | None = None,
+    slice_axis: int = 2,
+    size: int = SIZE,
+    first_slice: int = 0,
 ) -> dict[str, str]:
     """Writes the tagging page.
 
@@ -50,6 +55,7 @@ def write_page(
         tags: CSV with tags to go on with or to check; None: all slices are untagged.
         slice_axis: stored axis along which the slices are counted.
         size: of the pictures, in pixels of the longer side.
+        first_slice: number of the first slice in `tags`, 0 or 1.
 
     Returns:
         {case: why it is not on the page}.
@@ -58,7 +64,7 @@ def write_page(
         ValueError: no case can be read, or the tags are not as `read_tags` wants them, or name a case or a slice that
             does not exist.
     """
-    known = {} if tags is None else read_tags(tags)
+    known = {} if tags is None else read_tags(tags, first_slice)
     shown, skipped = [], {}
     for case in tqdm(cases, desc="drawing slices", unit="case", disable=None):
         try:
@@ -68,7 +74,7 @@ def write_page(
             logger.warning("%s is not on the page: %s", case["case"], skipped[case["case"]])
     if not shown:
         raise ValueError("no case can be shown. " + " ".join(f"{case}: {why}" for case, why in skipped.items()))
-    _add_tags(shown, known, set(skipped))
+    _add_tags(shown, known, cases)
     with atomic_path(output) as aside:
         aside.write_text(_render(shown, skipped), encoding="utf-8")
     return skipped
@@ -87,15 +93,14 @@ def _draw(case: Mapping, slice_axis: int, size: int) -> dict:
     return {"name": case["case"], "slices": slices, "sides": view.sides if is_placed(case["image"]) else {}}
 
 
-def _add_tags(shown: Sequence[dict], tags: Mapping[str, Mapping[int, int]], skipped: set[str]) -> None:
+def _add_tags(shown: Sequence[dict], tags: Tags, cases: Sequence[Mapping]) -> None:
     """Adds to each case its tags as the page has them: a character a slice, 0, 1 or a dot."""
-    names = {one["name"] for one in shown}
-    if unknown := sorted(set(tags) - names - skipped):
-        raise ValueError(f"the tags name unknown cases: {', '.join(unknown[:5])}. Cases are named like {min(names)}.")
+    problems, items = [], {case["case"]: case for case in cases}
+    named = named_tags(cases, tags, problems)
+    raise_all(problems, "in the tags")
     for one in shown:
-        given, count = tags.get(one["name"], {}), len(one["slices"])
-        if given and max(given) >= count:
-            raise ValueError(f"the tags of {one['name']!r} name slice {max(given)}; its last is {count - 1}.")
+        count = len(one["slices"])
+        given = stored_slices(items[one["name"]], named[one["name"]], count) if one["name"] in named else {}
         one["tags"] = "".join(str(given.get(index, ".")) for index in range(count))
 
 

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from custom_modules.data.__main__ import build_datalist, label_values
-from custom_modules.files import read_json, write_json
+from custom_modules.files import read_json, sha256, write_json
 from weakseg.bundles import HOME, bundle_folder, checked_knobs, config_files, run_bundle
 
 RECORD = "weakseg.json"
 RESERVED = {"dataset_dir": "DIR", "output_dir": "--out", "bundle_root": "--bundle", "datalist": "--datalist or --tags"}
+PLACES = ("ckpt_dir", "model_path", "resume_dir")  # knobs of where weights are written
 MACHINE = ("device", "num_workers", "amp")  # knobs that may differ when a training continues
 CHECKPOINTS = "checkpoint_epoch=*.pt"
 
@@ -29,14 +30,20 @@ def train(options: Namespace, knobs: Mapping[str, list[str]]) -> Path:
     bundle, run = bundle_folder(options.bundle), options.out.resolve()
     config = ConfigParser.load_config_files(config_files(bundle, "train"))
     values = checked_knobs(knobs, config, RESERVED)
+    if "annotated" in values or any(values.get(name, "").startswith(("$", "@", "%")) for name in PLACES):
+        raise ValueError(f"{' and '.join(PLACES)} must be paths, and annotated is for MONAI Label alone.")
     checkpoints = Path(values.get("ckpt_dir", run / "models"))
     weights = Path(values.get("model_path", checkpoints / "model.pt")).resolve()
     _check_place(run, weights)
     name = bundle.name if bundle.parent == HOME else str(bundle)
     record = {"bundle": name, "weights": os.path.relpath(weights, run), "knobs": values}
-    _check_same(run, record)
+    begun = any(checkpoints.rglob(CHECKPOINTS)) and (run / RECORD).is_file()  # else nothing was trained yet
+    if begun:
+        _check_same(run, record)
     datalist = options.datalist.absolute() if options.datalist else _build(options, run, checkpoints, values)
-    record["datalist"] = os.path.relpath(datalist, run)
+    record |= {"datalist": os.path.relpath(datalist, run), "datalist_sha256": sha256(datalist)}
+    if begun and read_record(run).get("datalist_sha256", record["datalist_sha256"]) != record["datalist_sha256"]:
+        raise ValueError(f"{run} holds a training with other tags or volumes; give another folder as --out.")
     write_json(run / RECORD, record)
     fixed = {"bundle_root": bundle, "dataset_dir": options.folder.absolute(), "output_dir": run, "datalist": datalist}
     fixed |= {"tracking": bundle / "configs" / f"{options.tracking}.yaml"} if options.tracking else {}
@@ -83,9 +90,7 @@ def _check_place(run: Path, weights: Path) -> None:
 
 
 def _check_same(run: Path, record: Mapping) -> None:
-    """Checks that the training in `run`, if there is one, has the same bundle and knobs."""
-    if not (run / RECORD).is_file():
-        return
+    """Checks that the training in `run` has the same bundle and knobs."""
     found = read_record(run)
     before, now = ({"bundle": r["bundle"]} | r["knobs"] for r in (found, record))
     differing = [

@@ -162,7 +162,7 @@ def tag_cases(cases: list[dict], tags: Tags | None = None, **rule) -> tuple[list
         ValueError: `tags` name cases or slices that do not exist, or no slice that shows the target; all are named.
     """
     usable, skipped, notes, problems = [], {}, {}, []
-    tags = None if tags is None else _named_tags(cases, tags, problems)
+    tags = None if tags is None else named_tags(cases, tags, problems)
     for item in tqdm(cases, desc="reading cases", unit="case", leave=False, disable=None):
         case, label = item["case"], None
         try:
@@ -177,7 +177,7 @@ def tag_cases(cases: list[dict], tags: Tags | None = None, **rule) -> tuple[list
             item = item | {"slice_labels": tags_of_label(label, **rule)}
         elif case in (tags or ()):
             try:
-                given = _stored_slices(item, tags[case], n_slices)
+                given = stored_slices(item, tags[case], n_slices)
             except UNREADABLE as error:
                 problems.append(one_line(error))
                 continue
@@ -195,7 +195,7 @@ def tag_cases(cases: list[dict], tags: Tags | None = None, **rule) -> tuple[list
     return usable, skipped, notes
 
 
-def _named_tags(cases: Iterable[Mapping], tags: Tags, problems: list[str]) -> Tags:
+def named_tags(cases: Iterable[Mapping], tags: Tags, problems: list[str]) -> Tags:
     """Give the tags by the names of the cases, and add to `problems` the names that none of them has."""
     stems = [flat_name(stem_of(item["image"])) for item in cases]
     names = {stem: item["case"] for stem, item in zip(stems, cases) if Counter(stems)[stem] == 1}
@@ -209,7 +209,7 @@ def _named_tags(cases: Iterable[Mapping], tags: Tags, problems: list[str]) -> Ta
     return {names[name]: slices for name, slices in tags.items() if name in names}
 
 
-def _stored_slices(item: Mapping, slices: Mapping[int | str, int], n_slices: int) -> dict[int, int]:
+def stored_slices(item: Mapping, slices: Mapping[int | str, int], n_slices: int) -> dict[int, int]:
     """Give the tags of a case by index of the stored slice, whatever they name.
 
     Raises:
@@ -220,7 +220,10 @@ def _stored_slices(item: Mapping, slices: Mapping[int | str, int], n_slices: int
         if not os.path.isdir(item["image"]):
             raise ValueError(f"{where} slices by {next(iter(slices)).split()[0]}, but it is no DICOM series.")
         keyword = next(iter(slices)).split()[0]
-        index_of = {f"{keyword} {header.get(keyword)}": i for i, header in enumerate(read_series(item["image"]))}
+        values = [header.get(keyword) for header in read_series(item["image"])]
+        if keyword == "InstanceNumber":  # which may have leading zeros
+            values = [None if value is None else int(value) for value in values]
+        index_of = {f"{keyword} {value}": i for i, value in enumerate(values)}
         if len(index_of) != n_slices:
             raise ValueError(f"{where} slices by {keyword}, but its slices do not have one each; tag by slice.")
         if unknown := [name for name in slices if name not in index_of]:

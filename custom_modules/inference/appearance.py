@@ -33,6 +33,7 @@ from custom_modules.networks.weights import training_cases
 
 SIDE = 64  # pixels, to which slices are resized, whatever the method works on
 MARGIN, STRETCH = 1.5, 0.2
+LEAST = 1e-3  # limit where all training volumes are alike: the statistics have three digits
 FEWEST, MOST = 3, 200  # training volumes
 CHECKS = {"unlike_contrast": "contrast or texture", "unlike_proportions": "width by depth of the body"}
 logger = logging.getLogger(__name__)
@@ -157,7 +158,8 @@ def write_statistics(
     known, file = training_cases(weights), statistics_file(weights)
     cases = [case for case in cases if known is None or case["case"] in known]
     if len(cases) < FEWEST:
-        file.unlink(missing_ok=True)
+        if file.is_file() and read_json(file).get("weights") != fingerprint(network.segmenter):
+            file.unlink()  # of other weights
         logger.warning("no statistics of the training volumes in %s: they need %d volumes at least, got %d.", file,
                        FEWEST, len(cases))  # fmt: skip
         return
@@ -173,7 +175,10 @@ def write_statistics(
     volumes /= scale
     among = distances(volumes, volumes)
     np.fill_diagonal(among, np.inf)
-    content = {"weights": fingerprint(segmenter), "limit": MARGIN * float(np.percentile(among.min(axis=1), 90))}
+    content = {
+        "weights": fingerprint(segmenter),
+        "limit": max(LEAST, MARGIN * float(np.percentile(among.min(axis=1), 90))),
+    }
     content["proportions"] = np.percentile(ratios, [5, 95]).round(4).tolist()
     write_json(file, content | {"scale": scale.tolist(), "volumes": volumes.round(3).tolist()})
     logger.info("statistics of %d training volumes in %s", len(volumes), file)

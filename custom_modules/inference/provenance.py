@@ -43,9 +43,6 @@ VERSIONS = {
 }
 
 
-logger = logging.getLogger(__name__)
-
-
 def hardware(device: torch.device) -> str:
     """Return the processor that does the work, in words."""
     if device.type == "cuda":

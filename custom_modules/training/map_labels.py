@@ -100,7 +100,9 @@ def _contiguous(seed: np.ndarray, tagged: np.ndarray) -> np.ndarray:
     """Keeps of `seed` (H, W, D) what lies near the target in the slice before, from the middle of each run outwards."""
     target, (runs, number) = seed.copy(), ndimage.label(tagged)
     for run in (np.flatnonzero(runs == i) for i in range(1, number + 1)):
-        upwards, downwards = run[len(run) // 2 :], run[: len(run) // 2 + 1][::-1]
+        seeded = [i for i, k in enumerate(run) if seed[..., k].any()] or [0]
+        middle = min(seeded, key=lambda i: abs(i - len(run) // 2))
+        upwards, downwards = run[middle:], run[: middle + 1][::-1]
         for before, k in [*zip(upwards, upwards[1:]), *zip(downwards, downwards[1:])]:
             target[..., k] &= ndimage.binary_dilation(target[..., before], CROSS, iterations=REACH)
     return target
@@ -116,6 +118,7 @@ def _to_edges(target: np.ndarray, body: np.ndarray, x: np.ndarray) -> np.ndarray
         near, far, rim = (ndimage.binary_dilation(component, CROSS, iterations=n) for n in (STEP, STEP + 2, 1))
         surroundings = far & ~rim & ~target & body
         if not surroundings.any():
+            out |= component
             continue
         edge = (np.median(x[component]) + np.median(x[surroundings])) / 2
         inside, _ = ndimage.label(near & body & (x > edge))

@@ -33,8 +33,8 @@ class BalancedSampler(DistributedSampler):
     """Draws slices, as many positive as negative ones, as a function of (seed, epoch).
 
     The k-th batches of all processes together are the k-th batch of one process whose batch is as large as theirs
-    together. MONAI's `DistributedWeightedRandomSampler` draws others for each
-    number of processes. It is a `DistributedSampler` because MONAI's engines tell those the epoch.
+    together. MONAI's `DistributedWeightedRandomSampler` draws others for each number of processes. It is a
+    `DistributedSampler` because MONAI's engines tell those the epoch.
 
     Args:
         dataset: the slices.

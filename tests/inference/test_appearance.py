@@ -100,7 +100,18 @@ def test_statistics_that_do_not_fit_are_not_used_in_silence(weights, network, ca
 def test_too_few_volumes_have_no_statistics(weights, network, caplog):
     cases = [{"case": f"p{i}", "image": "any"} for i in range(2)]
     write_statistics(cases, Lambdad("image", lambda file: volume(0)), network, weights)
-    assert not statistics_file(weights).exists() and "need 3 volumes at least, got 2" in caplog.text
+    assert "need 3 volumes at least, got 2" in caplog.text
+    assert json.loads(statistics_file(weights).read_text())["limit"] > 0, "those of these weights stay"
+    network.segmenter.unet.conv_0.conv_0.conv.weight.data.add_(1)
+    write_statistics(cases, Lambdad("image", lambda file: volume(0)), network, weights)
+    assert not statistics_file(weights).exists(), "those of other weights go"
+
+
+def test_training_volumes_that_are_all_alike_give_a_limit(weights, network):
+    cases = [{"case": f"p{i}", "image": str(weights.parent / f"p{i}.nii.gz")} for i in range(4)]
+    write_statistics(cases, Lambdad("image", lambda file: volume(0)), network, weights)
+    (facts,) = TrainingAppearance(weights)(volume(0)[None], network)
+    assert facts["unlike_contrast"] < 1
 
 
 def test_weights_without_a_segmenter_are_an_error(tmp_path):

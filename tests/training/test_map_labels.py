@@ -160,6 +160,14 @@ def test_what_lies_beyond_the_targets_end_is_not_taken_for_it(tmp_path, rows, fo
     assert np.array_equal(label[..., 3] == UNKNOWN, expected()[..., 3] == UNKNOWN) != found
 
 
+def test_a_middle_slice_without_a_seed_ends_no_target(tmp_path):
+    """Of the tagged slices 1, 2, 3 the middle one has no map: the nearest slice that has one is the start."""
+    intensity, saliency = volumes()
+    saliency[..., 2] = 0
+    label = labelled(tmp_path, intensity, saliency)
+    assert np.array_equal(label[..., 1], expected()[..., 1]) and not (label[..., 2:] == 1).any()
+
+
 @pytest.mark.parametrize(("strength", "found"), [(0.6, True), (0.4, False)])
 def test_a_weak_map_of_one_slice_is_no_target(tmp_path, strength, found):
     """Otsu's threshold of slices 1 and 2 is the tissue's product 0.125, or the bin above: half of their median is near

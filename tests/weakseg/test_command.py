@@ -86,11 +86,28 @@ def test_another_training_in_its_folder_is_refused(trained, data, tmp_path, caps
     weights = (trained.run / "models" / "model.pt").read_bytes()
     assert train(data, trained.run, "--seed", "7") == 1
     assert "holds a training with other settings: seed was the default and is now 7" in capsys.readouterr().err
+    shutil.copy(trained.run / "datalist.json", tmp_path / "other.json")
+    (tmp_path / "other.json").write_text((tmp_path / "other.json").read_text() + "\n")
+    words = ["train", data, "--datalist", tmp_path / "other.json", "--bundle", "brats_flair", "--out", trained.run]
+    assert main(list(map(str, [*words, *KNOBS, *SHORT]))) == 1
+    assert "holds a training with other tags or volumes" in capsys.readouterr().err
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "tags.csv").write_text("case,slice,label\nh0,2,1\nh0,3,0\nh1,3,1\n")
     assert train(tmp_path / "data", trained.run) == 1
     assert "holds a training with other tags or volumes" in capsys.readouterr().err
     assert (trained.run / "models" / "model.pt").read_bytes() == weights
+
+
+def test_a_start_that_failed_is_not_a_training(data, tmp_path, capsys):
+    for rate in ("-1", "-2"):  # the second is not told to repeat the first
+        assert train(data, tmp_path / "RUN", f"--segmenter_lr={rate}") == 1
+        assert f"--segmenter_lr must be a number above 0; got '{rate}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("knob", ["--annotated=True", "--ckpt_dir=$@bundle_root + '/models'"])
+def test_no_knob_leads_to_a_bundles_own_weights(knob, data, tmp_path, capsys):
+    assert train(data, tmp_path / "RUN", knob) == 1
+    assert "must be paths, and annotated is for MONAI Label alone" in capsys.readouterr().err
 
 
 def test_predict_and_evaluate_with_the_weights_of_a_training(trained, data, tmp_path, capsys):
