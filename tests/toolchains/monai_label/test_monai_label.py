@@ -6,7 +6,6 @@ A real server in an environment of its own; `-s` shows its answers. The tests ru
 from __future__ import annotations
 
 import json
-import re
 import time
 from pathlib import Path
 
@@ -110,7 +109,6 @@ def test_masks_are_those_of_the_command_line(bundle, server, studies, tmp_path):
     start = time.perf_counter()
     by_server(server, bundle, tmp_path)
     assert time.perf_counter() - start < 60  # seconds, the network being loaded; a slow default blocks the server
-    assert re.search(r"slices: +\d+%", server.log)  # the progress, which counts where it takes more than a moment
 
 
 def test_a_request_chooses_the_method(server, studies, tmp_path):
@@ -179,7 +177,7 @@ def test_tags_train_on_and_the_next_mask_shows_it(server, studies, tmp_path):
     trained_on = weights.with_suffix(".training.txt")
     before, cases = torch.load(weights, weights_only=True), trained_on.read_text()
     task = train(server, "brats_flair", val_split=0.5)
-    assert task["status"] == "DONE" and "val_classifier_auc" in server.log and "training [4/4]" in server.log
+    assert task["status"] == "DONE" and "val_classifier_auc" in server.log and "epoch 4 of 4: loss" in server.log
     after = torch.load(weights, weights_only=True)
     moved = {name: (after[name].float() - before[name].float()).abs().max().item() for name in before}
     student = max(change for name, change in moved.items() if name.startswith("segmenter"))
