@@ -98,9 +98,7 @@ def _add_benchmark(commands: argparse._SubParsersAction) -> None:
 
 def _add_shifts(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "shifts", "measure what changes of scanner, protocol or export cost", SHIFTS)
-    parser.add_argument("--bundle", required=True, type=Path, help="its folder, e.g. bundles/brats_flair")
-    parser.add_argument("--dataset_dir", required=True, help="folder that the datalist's paths start from")
-    parser.add_argument("--datalist", required=True)
+    _add_volumes(parser)
     parser.add_argument("--section", default="validation", help="of the datalist (default: validation)")
     parser.add_argument("--output_dir", required=True, type=Path)
     parser.set_defaults(run=_shifts, takes_knobs=True)
@@ -108,13 +106,17 @@ def _add_shifts(commands: argparse._SubParsersAction) -> None:
 
 def _add_labels(commands: argparse._SubParsersAction) -> None:
     parser = _add(commands, "labels", "compare the student's labels with the masks of training cases", LABELS)
-    parser.add_argument("--bundle", required=True, type=Path, help="its folder, e.g. bundles/brats_flair")
-    parser.add_argument("--dataset_dir", required=True, help="folder that the datalist's paths start from")
-    parser.add_argument("--datalist", required=True)
+    _add_volumes(parser)
     parser.add_argument("--maps_dir", required=True, type=Path, help="RUN/distill/maps of a training")
     parser.add_argument("--number", type=int, default=0, help="cases to draw at random (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of that draw (default: 0)")
     parser.set_defaults(run=_labels, takes_knobs=True)
+
+
+def _add_volumes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", required=True, type=Path, help="its folder, e.g. bundles/brats_flair")
+    parser.add_argument("--dataset_dir", required=True, help="folder that the datalist's paths start from")
+    parser.add_argument("--datalist", required=True)
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
