@@ -35,7 +35,7 @@ CROSS = ndimage.generate_binary_structure(2, 1)  # a pixel and its four neighbou
 IN_PLANE = CROSS[:, :, None]  # the same in each slice of a volume (H, W, D)
 BLOCK = 3  # pixels
 UPPER = 1.4  # times the body's level: about the 99.5th percentile of a volume (LGG, BraTS, CHAOS: 1.4 to 1.6)
-BRIGHT, DARK, DEAD = 1.75, 0.5, 0.15  # times the neighbours' level; of 56 volumes, no slice strays by as much
+BRIGHT, DARK, DEAD = 1.75, 0.5, 0.15  # times the neighbours' level; in 110 volumes of three sources, none strays
 BOX = "body_box"  # key of the meta data under which the box travels from the scale to the crop
 # Compare and exchange these pairs of nine values, and the fifth is their median (Paeth, Graphics Gems, 1990)
 MEDIAN_OF_9 = "12 45 78 01 34 67 12 45 78 03 58 47 36 14 25 47 42 64 42"
