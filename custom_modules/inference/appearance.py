@@ -3,11 +3,11 @@
 A network answers whatever it is shown: a brain model finds a "tumour" in an abdomen. Two checks of a prepared volume,
 each a number that is 1 at what is tolerated:
 
-    contrast     the first layers of the segmenter respond to texture and contrast. v is the median over the slices with
-                 tissue of the mean and the spread of their features, d the distance of v to the nearest training
-                 volume, the root mean square of (v - v_i) / s, s the standard deviation over the training volumes. It
-                 is divided by `MARGIN` times the 90th percentile of what these have among themselves, each without
-                 itself. The nearest one, because training data come in kinds (with the skull and without).
+    contrast     the first layers of the segmenter respond to texture and contrast. v is the median over slices with
+                 tissue, evenly spaced, of the mean and the spread of their features, d the distance of v to the nearest
+                 training volume, the root mean square of (v - v_i) / s, s the standard deviation over the training
+                 volumes. It is divided by `MARGIN` times the 90th percentile of what these have among themselves, each
+                 without itself. The nearest one, because training data come in kinds (with the skull and without).
     proportions  width by depth of the body's box in a slice (a head: 0.7 to 0.9, a trunk: 1.2 to 1.7): its logarithm
                  beyond the 5th and 95th percentile of the training volumes, divided by `STRETCH`. A quarter turn shows.
 
@@ -32,6 +32,7 @@ from custom_modules.inference.cases import ERROR, CaseDataset
 from custom_modules.networks.weights import training_cases
 
 SIDE = 64  # pixels, to which slices are resized, whatever the method works on
+SLICES = 64  # of a volume, at most
 MARGIN, STRETCH = 1.5, 0.2
 LEAST = 1e-3  # limit where all training volumes are alike: the statistics have three digits
 FEWEST, MOST = 3, 200  # training volumes
@@ -49,8 +50,9 @@ def describe(slices: torch.Tensor, segmenter: nn.Module) -> torch.Tensor:
     """Computes v (F,) float32 of a volume, `slices` (D, 1, H, W) float32 in [-1, 1]."""
     tissue = (slices > -0.9).flatten(1).float().mean(dim=1)
     slices = slices[tissue > tissue.max() / 4]
+    slices = slices[:: max(1, -(-len(slices) // SLICES))]
     slices = nn.functional.interpolate(slices, (SIDE, SIDE), mode="bilinear", antialias=True)
-    return torch.cat([segmenter.appearance(batch) for batch in slices.split(SIDE)]).median(dim=0).values.float().cpu()
+    return torch.cat([segmenter.appearance(batch) for batch in slices.split(SLICES)]).median(dim=0).values.float().cpu()
 
 
 def proportions(volumes: torch.Tensor) -> list[float | None]:

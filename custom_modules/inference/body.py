@@ -64,19 +64,22 @@ def find_body(image: np.ndarray) -> Body:
 
 def _find_body(y: np.ndarray) -> Body:
     """Finds the body in the medians `y` of a volume's blocks."""
+    body, y = _outline(y)
+    area = body.mask.sum(axis=(0, 1))
+    slices = np.flatnonzero(area > area.max() / 4)  # those at the ends show too little of the body to count
+    levels = [np.percentile(y[..., k][body.mask[..., k]], 90) for k in slices]
+    return body._replace(level=float(np.median(levels))) if levels else body
+
+
+def _outline(y: np.ndarray) -> tuple[Body, np.ndarray]:
+    """Finds the body, its level that of the slices' 98th percentiles; returns `y` with its filling replaced, too."""
     filling = _filling(y)
     if filling:
         y = np.where(y == filling[0], filling[1], y)
     bottom, top = np.percentile(y.reshape(-1, y.shape[2]), [2, 98], axis=0)  # of each slice
     low = float(np.median(bottom))
-    tissue = top[top > low]
-    level = float(np.median(tissue)) if tissue.size else low + 1.0
-    mask = _largest_bright(np.clip(y, low, level) - low)
-    area = mask.sum(axis=(0, 1))
-    if area.any():  # slices at the ends show too little of the body to count
-        slices = np.flatnonzero(area > area.max() / 4)
-        level = float(np.median([np.percentile(y[..., k][mask[..., k]], 90) for k in slices]))
-    return Body(low, level, mask, filling)
+    level = float(np.median(top[top > low])) if (top > low).any() else low + 1.0
+    return Body(low, level, _largest_bright(np.clip(y, low, level) - low), filling), y
 
 
 def _block_medians(image: np.ndarray) -> np.ndarray:
@@ -199,7 +202,7 @@ class ScaleToBodyd(MapTransform):
         scaled = torch.cat([_saturate(rows, body) for rows in x.split(4)])  # as much as stays in the cache
         # a scale keeps the order of intensities, so medians of the scaled image are scaled medians; a filling does not
         y = _block_medians(scaled.cpu().numpy()) if body.filling else _saturate(torch.as_tensor(y), body).numpy()
-        return scaled, _box(_find_body(y).mask, x.shape)
+        return scaled, _box(_outline(y)[0].mask, x.shape)
 
 
 def _saturate(x: torch.Tensor, body: Body) -> torch.Tensor:
@@ -220,9 +223,11 @@ def body_mask(image: np.ndarray, erosion: int = 0) -> np.ndarray:
     Returns:
         (H, W, D) bool.
     """
-    outside = np.pad(~_largest_bright(image - image.min()), [(1, 1), (1, 1), (0, 0)], constant_values=True)
-    labels, _ = ndimage.label(outside, np.pad(IN_PLANE, [(0, 0), (0, 0), (1, 1)]))
-    mask = (labels != labels[:1, :1])[1:-1, 1:-1]  # tissue, and holes: what the border of its slice does not reach
+    slices = _largest_bright(image - image.min()).transpose(2, 0, 1)
+    outside = np.pad(~slices, [(0, 0), (1, 1), (1, 1)], constant_values=True)
+    labels, _ = ndimage.label(outside.reshape(-1, outside.shape[2]), CROSS)  # their rims join: one component
+    filled = (labels != labels[0, 0]).reshape(outside.shape)  # tissue, and holes: what no rim reaches
+    mask = filled[:, 1:-1, 1:-1].transpose(1, 2, 0)
     return ndimage.binary_erosion(mask, IN_PLANE, iterations=erosion) if erosion else mask  # 0 would mean: until empty
 
 

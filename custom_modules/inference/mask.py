@@ -85,8 +85,8 @@ class SaliencyToMaskd(MapTransform):
         for box in _box(region):
             slices = (np.moveaxis(volume[box], axis, 0) for volume in (saliency, region))
             mask = np.moveaxis(threshold_slices(*slices, self.threshold), 0, axis)
-            if self.num_components:
-                mask = get_largest_connected_component_mask(mask, num_components=self.num_components)
+            for found in ndimage.find_objects(mask.astype(np.uint8)) if self.num_components else ():
+                mask[found] = get_largest_connected_component_mask(mask[found], num_components=self.num_components)
             out[box] = mask
         return torch.as_tensor(out)[None]
 

@@ -17,8 +17,8 @@ import torch
 from torch.nn import functional as F
 
 # What depends on shapes and types only: methods, and attributes (but .T, .real, .data, ... are operations).
-QUERIES = {"dim", "size", "is_floating_point"}
-ATTRIBUTES = {"shape", "ndim", "dtype", "device"}
+QUERIES = {"dim", "size", "stride", "is_contiguous", "is_floating_point"}
+ATTRIBUTES = {"shape", "ndim", "dtype", "device", "requires_grad"}
 
 
 class Dual(torch.Tensor):

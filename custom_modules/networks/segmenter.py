@@ -9,6 +9,8 @@ from monai.networks.nets import BasicUNet
 from monai.networks.nets.basic_unet import UpCat
 from torch import nn
 
+from custom_modules.networks.normalisation import choose_layout
+
 
 class Segmenter(nn.Module):
     """Runs MONAI's U-Net on patches of p x p pixels (space to depth): p times the resolution at the same cost.
@@ -29,6 +31,7 @@ class Segmenter(nn.Module):
         for module in self.unet.modules():
             if isinstance(module, UpCat):
                 module.is_pad = False  # sizes are divisible; to pad by nothing copies: a quarter of the time
+        choose_layout(self)
         self.patch_size, self.size_divisor = patch_size, 16 * patch_size
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

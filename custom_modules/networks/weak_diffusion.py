@@ -12,6 +12,7 @@ from torch import nn
 
 from custom_modules.networks.classifier import NoisyImageClassifier
 from custom_modules.networks.denoiser import ConditionalUNet
+from custom_modules.networks.normalisation import choose_layout
 from custom_modules.networks.segmenter import Segmenter
 
 
@@ -39,6 +40,7 @@ class WeakDiffusionNetwork(nn.Module):
         self.classifier = classifier
         self.segmenter = segmenter
         self.register_buffer("distilled", torch.zeros((), dtype=torch.long))  # 1: the segmenter has learned
+        choose_layout(self)
         self.to(memory_format=torch.channels_last)
 
     def forward(
