@@ -7,8 +7,8 @@ Meissen et al. 2021 (arXiv 2109.06023, BrainLes), by their released code:
     mask    e(x) >= t: nothing is blurred, nothing removed (Meissen et al. drop components of up to 20 voxels)
     t       of `LEVELS` values the one with the best mean Dice, for all volumes together or for each by itself
 
-Their images have no skull. Here the body loses its rim, where the scalp is as bright as a tumour, as it does for
-`intensity` (knob `erosion`).
+Their images have no skull. A scalp is as bright as a tumour, so each group is measured twice: in the whole body, and
+without its rim, as for `intensity` (knob `erosion`).
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def measure_floor(bundle: Path, dataset_dir: str, datalist: str, section: str, k
         image, truth = item["image"][0].numpy(), item["label"][0].numpy() > 0
         if truth.any():
             rim = round(erosion * max(image.shape[:2]) / size)
-            groups[case["group"]].append(count(image, body_mask(image, rim), truth))
+            for where, pixels in (("whole body", 0), ("without its rim", rim)):
+                groups[f"{case['group']}, {where}"].append(count(image, body_mask(image, pixels), truth))
     head = "| best threshold, chosen with the masks | slice Dice | volume Dice | all voxels together |"
     rows = [row for name, volumes in groups.items() for row in best_thresholds(name, volumes)]
     return [head, "| --- | --- | --- | --- |", *rows]

@@ -6,7 +6,6 @@ import json
 
 import nibabel as nib
 import numpy as np
-import pytest
 
 from study.__main__ import main
 from study.floor import LEVELS, best_thresholds, count
@@ -49,8 +48,7 @@ def test_what_is_outside_the_body_is_in_no_mask():
     assert counts[1, 0].tolist() == [10] * LEVELS and counts[2].max() == 0  # the target there is missed
 
 
-@pytest.mark.parametrize("rim", [True, False])
-def test_the_command_leaves_the_scalp_out(rim, tmp_path, capsys):
+def test_the_command_with_and_without_the_scalp(tmp_path, capsys):
     rows, columns = np.mgrid[-48:48, -48:48]
     radius = np.hypot(rows, columns)
     image = np.where(radius < 40, 80.0, 0.0)[..., None].repeat(6, axis=2)
@@ -65,9 +63,12 @@ def test_the_command_leaves_the_scalp_out(rim, tmp_path, capsys):
     case = {"case": "p1", "image": "p1/p1_flair.nii.gz", "label": "p1/p1_seg.nii.gz", "slice_labels": tags}
     (tmp_path / "datalist.json").write_text(json.dumps({"test": [case]}))
     where = [f"--bundle={REPO / 'bundles' / BUNDLES[0]}", f"--dataset_dir={tmp_path}"]
-    main(["floor", *where, f"--datalist={tmp_path}/datalist.json", *([] if rim else ["--erosion", "0"])])
-    cells = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert "(1 volumes, 3 slices)" in cells[0][0]
-    found = [float(cell.split()[0]) for cell in (*cells[0][1:], *cells[1][1:3])]
-    # 768 voxels of tumour, and of scalp, if it counts, at least as many in each slice
-    assert found == [1.0] * 5 if rim else max(found) < 0.5
+    main(["floor", *where, f"--datalist={tmp_path}/datalist.json"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0].split(", ")[1] for row in rows[::2]] == [
+        "whole body (1 volumes, 3 slices): one for all",
+        "without its rim (1 volumes, 3 slices): one for all",
+    ]
+    whole, rest = ([float(cell.split()[0]) for cell in (*one[1:], *own[1:3])] for one, own in (rows[:2], rows[2:]))
+    assert max(whole) < 0.5  # 256 pixels of tumour in a slice, and 950 of brighter scalp
+    assert rest == [1.0] * 5
