@@ -65,7 +65,7 @@ def test_the_command_with_and_without_the_scalp(tmp_path, capsys):
     where = [f"--bundle={REPO / 'bundles' / BUNDLES[0]}", f"--dataset_dir={tmp_path}"]
     main(["floor", *where, f"--datalist={tmp_path}/datalist.json"])
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [row[0].split(", ")[1] for row in rows[::2]] == [
+    assert [row[0].split(", ", 1)[1] for row in rows[::2]] == [
         "whole body (1 volumes, 3 slices): one for all",
         "without its rim (1 volumes, 3 slices): one for all",
     ]
