@@ -8,5 +8,6 @@ The files; each imports only those above it:
     page, report_tables, report    one HTML page about a results folder
     plan, runner            a study's YAML; the runs it names, trained and evaluated
     shifts/                 changes to a volume, and what each of them costs
+    floor                   the best intensity threshold that there is, an oracle
     label_study             the labels that the student learns from, against masks
 """

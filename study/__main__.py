@@ -1,4 +1,4 @@
-"""The command: `python -m study benchmark | shifts | labels | report | figures ...`."""
+"""The command: `python -m study benchmark | shifts | labels | floor | report | figures ...`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from study.figures.denoising import draw_denoising
 from study.figures.pictures import save
 from study.figures.sweeps import STRIPS, draw_ablation, draw_strips
 from study.figures.uncertainty import draw_uncertainty
+from study.floor import measure_floor
 from study.label_study import measure_labels
 from study.plan import read_knobs, read_plan
 from study.report import write_gallery, write_report
@@ -40,6 +41,12 @@ example:
   python -m study labels --bundle bundles/brats_flair --dataset_dir DIR --datalist LIST --maps_dir RUN/distill/maps
 
 Any --knob value of training may follow, such as --label_power 3.
+"""
+FLOOR = """
+example:
+  python -m study floor --bundle bundles/brats_flair --dataset_dir DIR --datalist LIST
+
+An oracle, not a method: the threshold is chosen with the masks. Any --knob value of inference.yaml may follow.
 """
 REPORT = """
 examples:
@@ -70,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _add_benchmark(commands)
     _add_shifts(commands)
     _add_labels(commands)
+    _add_floor(commands)
     _add_report(commands)
     _add_figures(commands)
     options, rest = parser.parse_known_args(argv)
@@ -111,6 +119,13 @@ def _add_labels(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--number", type=int, default=0, help="cases to draw at random (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of that draw (default: 0)")
     parser.set_defaults(run=_labels, takes_knobs=True)
+
+
+def _add_floor(commands: argparse._SubParsersAction) -> None:
+    parser = _add(commands, "floor", "measure the best intensity threshold that there is", FLOOR)
+    _add_volumes(parser)
+    parser.add_argument("--section", default="test", help="of the datalist (default: test)")
+    parser.set_defaults(run=_floor, takes_knobs=True)
 
 
 def _add_volumes(parser: argparse.ArgumentParser) -> None:
@@ -169,6 +184,12 @@ def _labels(options: argparse.Namespace, rest: Sequence[str]) -> None:
     knobs = read_knobs(rest, [[str(options.bundle / "configs" / "train.yaml")]])
     where = options.bundle, options.dataset_dir, options.datalist, options.maps_dir
     print(*measure_labels(*where, options.number, options.seed, knobs), sep="\n")
+
+
+def _floor(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    knobs = read_knobs(rest, [[str(options.bundle / "configs" / "inference.yaml")]])
+    where = options.bundle, options.dataset_dir, options.datalist, options.section
+    print(*measure_floor(*where, knobs), sep="\n")
 
 
 def _report(options: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -7,10 +7,16 @@ With P the predicted and G the true pixels of one slice, s(.) their surface (pix
 
 Hu et al., MICCAI 2023 (arXiv 2306.03878) measure on the *positive* slices of the test cases, optionally without those
 whose target covers less than `min_area` (5 % of the slice on CHAOS). The arithmetic is MONAI's; what MONAI leaves to
-its caller is decided here. An undefined value is NaN (null in JSON), counted in `n_undefined`, never 0:
+its caller is decided here. Slice Dice and IoU, and HD95, are measured on positive slices (G not empty) only; volume
+Dice takes P and G of all slices together:
 
-    prediction empty on a positive slice    Dice = IoU = 0; HD95 undefined
-    whole volume, truth empty               Dice = 0 when something is predicted, else undefined
+                                    Dice, IoU of slices   HD95         volume Dice, over all slices
+    G and P empty                   not counted           not counted  no voxel of either: changes nothing
+    G empty, P not                  not counted           not counted  P counts as false positive
+    G not empty, P empty            0                     undefined    G counts as missed
+    G of the whole volume empty     no slice counts       no slice     0 if anything is predicted, else undefined
+
+An undefined value is NaN (null in JSON), counted in `n_undefined` and left out of means, never 0.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import NdarrayOrTensor
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
@@ -58,7 +65,7 @@ def slice_metrics(
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     min_area: float = 0,
 ) -> list[dict[str, Any]]:
-    """Computes Dice, IoU and HD95 of every positive slice.
+    """Computes Dice, IoU and HD95 of every positive slice; what is predicted in other slices does not count here.
 
     A square of four pixels is found one pixel (3 mm) too far to the right, then not at all:
 
@@ -148,6 +155,12 @@ def _std(rows: Iterable[Row], key: str, part: Callable[[Row], Any]) -> float:
     return stdev(means) if len(means) > 1 else math.nan
 
 
+def _quartiles(rows: Iterable[Row], key: str) -> list[float] | None:
+    """Computes first quartile, median and third quartile of the defined values; None when there is none."""
+    values = [v for row in rows if not math.isnan(v := number(row, key))]
+    return np.percentile(values, [25, 50, 75]).tolist() if values else None
+
+
 def n_undefined(rows: Iterable[Row], key: str) -> int:
     """Counts the rows in which a number is missing or NaN."""
     return sum(math.isnan(number(row, key)) for row in rows)
@@ -163,6 +176,7 @@ def _measures(per_slice: Sequence[Row], per_volume: Sequence[Row]) -> dict[str, 
         stds = {"std": _std(rows, key, _seed), "std_cases": _std(rows, key, _patient)}
         measures[key] = {"mean": mean_defined(rows, key)} | stds
     measures["hd95"] |= {"unit": "mm", "n_undefined": n_undefined(per_slice, "hd95")}
+    measures["volume_dice"] |= {"quartiles": _quartiles(per_volume, "volume_dice")}
     measures["volume_dice"] |= {"n_undefined": n_undefined(per_volume, "volume_dice")}
     return measures | {"seconds_per_slice": mean_defined(per_volume, "seconds_per_slice")}
 
@@ -177,9 +191,10 @@ def summarise(per_slice: Sequence[Row], per_volume: Sequence[Row], **context: An
     """Summarises the rows of an evaluation: the content of `summary.json`.
 
     `mean` is over the slices of all repeats (`volume_dice`: over volumes), `std` over the repeats' means (None
-    for one `seed`), `std_cases` over the patients' means (None for one patient), both with ddof = 1. `n_volumes`
-    and `n_slices` count each volume and slice once, `n_undefined` each measurement of each repeat;
-    `seconds_per_slice` is the mean over the volumes that were timed.
+    for one `seed`), `std_cases` over the patients' means (None for one patient), both with ddof = 1. `quartiles` of the
+    volume Dice are over volumes: first quartile, median, third quartile. `n_volumes` and `n_slices` count each volume
+    and slice once, `n_undefined` each measurement of each repeat; `seconds_per_slice` is the mean over the volumes that
+    were timed.
 
     Args:
         per_slice: rows of `slice_metrics` with `case`, `seed` (of the repeat, or the number of the fold) and

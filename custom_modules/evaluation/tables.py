@@ -44,7 +44,8 @@ def write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str]) -> None:
 
 
 def printed_table(per_volume: Sequence[Row], summary: Row) -> str:
-    """Lays out the cases as rows of text, and below them the means over slices (volume Dice: over volumes)."""
+    """Lays out the cases as rows of text, below them the means over slices (volume Dice: over volumes), and the volume
+    Dice of each group of cases."""
     keys = ("dice", "iou", "hd95", "volume_dice")
     rows = [*per_volume, {"case": "mean", "n_slices": summary["n_slices"]} | {k: summary[k]["mean"] for k in keys}]
     width = max(len(row["case"]) for row in rows)
@@ -54,4 +55,9 @@ def printed_table(per_volume: Sequence[Row], summary: Row) -> str:
         start = f"{row['case']:{width}}  {row['n_slices']:6d}"
         known = "  in training" if row.get("in_training") else ""
         lines.append(f"{start}  {dice:5.3f}  {iou:5.3f}  {hd95:7.2f}  {volume:11.3f}{known}")
+    for group, measures in summary.get("groups", {"all": summary}).items():
+        if (dice := measures["volume_dice"])["quartiles"]:
+            first, median, third = (f"{value:.3f}" for value in dice["quartiles"])
+            text = f"mean {dice['mean']:.3f}, median {median}, quartiles {first} and {third}"
+            lines.append(f"volume Dice, {group} ({measures['n_volumes']} volumes): {text}")
     return "\n".join([*lines, f"HD95 undefined (empty prediction): {summary['hd95']['n_undefined']} slices"])

@@ -45,6 +45,8 @@ def test_handler_in_an_engine(tmp_path, caplog, capsys):
     assert summary["n_in_training"] == 1 and "training list" in caplog.text
     table = capsys.readouterr().out
     assert all(word in table for word in ("case", "HD95", "mean", "0.500"))
+    # a: 2 of 4 + 8 pixels, 0.333; b: 1, since in its first slice there is neither target nor prediction
+    assert "volume Dice, all (2 volumes): mean 0.667, median 0.667, quartiles 0.500 and 0.833" in table
     assert {line.split()[0] for line in table.splitlines() if line.endswith("  in training")} == {"b"}
     written = sorted(path.name for path in folder.iterdir())
     assert written == ["cases", "per_slice.csv", "per_volume.csv", "summary.json"]

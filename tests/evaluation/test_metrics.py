@@ -103,12 +103,29 @@ def test_wrong_arguments(kwargs, message):
         slice_metrics(**{"pred": volume(PRED), "label": volume(LABEL), **kwargs})
 
 
-def test_volume_dice_counts_false_positives_and_states_empties():
-    label, nothing = volume(LABEL, EMPTY), volume(EMPTY, EMPTY)
-    assert volume_metrics(volume(LABEL, PRED), label)["volume_dice"] == pytest.approx(2 * 4 / (8 + 4))
-    assert volume_metrics(nothing, label)["volume_dice"] == 0
-    assert volume_metrics(label, nothing)["volume_dice"] == 0
-    assert math.isnan(volume_metrics(nothing, nothing)["volume_dice"])
+# what the table of empty masks in `metrics` says: (predicted and true slices, slice Dice, HD95, volume Dice)
+EMPTIES = {
+    "neither, in one slice": ((LABEL, EMPTY), (LABEL, EMPTY), {0: (1, 0)}, 1),
+    "prediction without target": ((LABEL, PRED), (LABEL, EMPTY), {0: (1, 0)}, 2 * 4 / (8 + 4)),
+    "target without prediction": ((LABEL, EMPTY), (LABEL, LABEL), {0: (1, 0), 1: (0, None)}, 2 * 4 / (4 + 8)),
+    "no target at all": ((EMPTY, PRED), (EMPTY, EMPTY), {}, 0),
+    "no prediction at all": ((EMPTY, EMPTY), (LABEL, EMPTY), {0: (0, None)}, 0),
+    "nothing at all": ((EMPTY, EMPTY), (EMPTY, EMPTY), {}, None),
+}
+
+
+@pytest.mark.parametrize("what", EMPTIES)
+def test_the_rule_for_empty_masks(what):
+    pred, label, slices, volume_dice = EMPTIES[what]
+    rows = slice_metrics(volume(*pred), volume(*label))
+    assert {row["slice"]: (row["dice"], None if math.isnan(row["hd95"]) else row["hd95"]) for row in rows} == slices
+    measured = volume_metrics(volume(*pred), volume(*label))
+    assert measured["volume_dice"] == pytest.approx(math.nan if volume_dice is None else volume_dice, nan_ok=True)
+    case = {"case": "a", "seed": 0}
+    summary = summarise([case | row for row in rows], [case | measured])
+    undefined = sum(hd95 is None for _, hd95 in slices.values())
+    assert (summary["n_slices"], summary["hd95"]["n_undefined"]) == (len(slices), undefined)
+    assert summary["volume_dice"]["n_undefined"] == int(volume_dice is None)
 
 
 def slice_row(case, seed, index, dice, hd95=1.0, **more):
@@ -130,6 +147,7 @@ def test_summary_arithmetic():
     assert summary["iou"]["mean"] == pytest.approx(0.175)
     assert summary["hd95"] == {"mean": 1.0, "std": None, "std_cases": None, "unit": "mm", "n_undefined": 1}
     assert summary["volume_dice"]["mean"] == pytest.approx(0.3) and summary["volume_dice"]["n_undefined"] == 1
+    assert summary["volume_dice"]["quartiles"] == pytest.approx([0.2, 0.3, 0.4])  # of 0.1 and 0.5, linear between
     assert summary["seconds_per_slice"] == 2.0
 
 
@@ -156,5 +174,9 @@ def test_summary_is_strict_json():
     settings = {"noise": math.inf, "weights": torch.ones(2), "device": torch.device("cpu"), "q": (1, np.float64("nan"))}
     summary = summarise(rows, [{"case": "a", "seed": 0, "volume_dice": math.nan}], settings=settings)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-    assert summary["hd95"]["mean"] is None and summary["hd95"]["n_undefined"] == 1
+    assert (
+        summary["hd95"]["mean"] is None
+        and summary["volume_dice"]["quartiles"] is None
+        and summary["hd95"]["n_undefined"] == 1
+    )
     assert summary["settings"] == {"noise": None, "weights": [1.0, 1.0], "device": "cpu", "q": [1, None]}

@@ -28,7 +28,7 @@ def test_a_folder_without_results_is_named(command, tmp_path):
         main([*command, str(tmp_path)])
 
 
-@pytest.mark.parametrize("command", [[], ["benchmark"], ["report"], ["figures"], ["figures", "denoising"]])
+@pytest.mark.parametrize("command", [[], ["benchmark"], ["floor"], ["report"], ["figures"], ["figures", "denoising"]])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit):
         main([*command, "--help"])
