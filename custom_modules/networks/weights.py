@@ -69,8 +69,8 @@ def check_bundle(weights: Sequence[str | Path | None], bundle_root: str | Path) 
             raise ValueError(f"the weights {path!r} are of the bundle {name!r}; this is {own!r}. Run that one.")
         if not name and Path(path).is_file():
             logger.warning(
-                "%s does not say which bundle it is of (it was made before 0.7.0, or saved anew); with weights of another "
-                "than %r the masks are wrong. If it is of this one, mark it: python -c \"from %s import mark_weights; "
+                "%s does not say which bundle it is of (made before 0.7.0, or saved anew); with weights of another"
+                " than %r the masks are wrong. If it is of this one, mark it: python -c \"from %s import mark_weights; "
                 "mark_weights('%s', '%s')\"", path, own, __name__, path, bundle_root
             )  # fmt: skip
 

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 
-from custom_modules.networks.weights import check_bundle, load_weights, mark_weights
+from custom_modules.networks.weights import check_bundle, load_weights
 from tests.helpers.tiny_network import tiny_network
 
 
