@@ -133,7 +133,7 @@ ODD_FILES = {  # all of them hold `HEAD`
     "times_1e12.nii": volume(HEAD * np.float32(1e12)),
     "times_1e-6.nii": volume(HEAD * np.float32(1e-6)),
     "slope.nii": patched(112, "<ff", 3, -7),
-    "slope_of_0.nii": patched(112, "<ff", 0, -7),
+    "no_slope.nii": patched(112, "<ff", 0, -7),
     "slope_nan.nii": patched(112, "<f", np.nan),
     "hot_voxel.nii": with_voxel(1e9),
     "cold_voxel.nii": with_voxel(-1e6),
