@@ -8,9 +8,11 @@ import json
 import os
 import re
 import time
+import unicodedata
 import uuid
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +35,11 @@ def stem_of(path: str | Path) -> str:
 def flat_name(name: object) -> str:
     """Makes one component of a path of a name: `site/p1` becomes `site_p1`, and bytes that are no UTF-8 their codes."""
     return re.sub(r"[/\\]+", "_", str(name).encode(errors="backslashreplace").decode())
+
+
+def folded(name: str) -> str:
+    """Returns what a file system may take a name for: macOS and Windows ignore case, macOS how an accent is stored."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def printable(text: str) -> str:
@@ -92,11 +99,19 @@ def sha256(path: str | Path) -> str:
 def read_json(path: str | Path) -> dict:
     """Reads an object from a JSON file; a ValueError names the file that holds none."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:  # bytes that are no UTF-8 and numbers of 5000 digits, too
         raise ValueError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, {{...}}; got {content!r:.40}.")
+    return content
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):  # json would keep the last alone
+        (name, count) = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{name!r} occurs {count} times in one object")
     return content
 
 

@@ -35,6 +35,7 @@ from monai.bundle import ConfigParser
 from monai.data import save_net_with_metadata
 from torch import nn
 
+from custom_modules.networks.weights import check_bundle
 from packing.program import check_program
 from packing.record import RECORD, describe
 from packing.torchscript import SETTINGS, SegmentProgram, TracedNetwork
@@ -163,6 +164,7 @@ def export(bundle: str | Path, output_dir: str | Path | None = None, **knobs) ->
     """
     parser, file = read_bundle(bundle, **knobs), inference_file(bundle)
     check_program(parser)
+    check_bundle([parser.get_parsed_content("ckpt_path")], file.parents[1])
     config = ConfigParser(ConfigParser.load_config_file(file))
     config.update(knobs)
     network, image_size = parser.get_parsed_content("network").float().eval(), parser.get("image_size")

@@ -98,6 +98,9 @@ def test_json_that_is_broken_is_an_error_or_empty(tmp_path):
     assert read_json_or_empty(path) == {}
     with pytest.raises(ValueError, match="facts.json is not valid JSON: Expecting"):
         read_json(path)
+    path.write_text('{"cases": [{"test": 0, "training": 1, "test": 2}]}')  # json would keep the last alone
+    with pytest.raises(ValueError, match="facts.json is not valid JSON: 'test' occurs 2 times in one object"):
+        read_json(path)
     write_json(path, {"seed": 0})
     assert read_json(path) == read_json_or_empty(path) == {"seed": 0}
 

@@ -12,8 +12,12 @@ the folder that was searched. Cases without tags are listed under `untagged`: fi
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from custom_modules.data.geometry import UNREADABLE, one_line, read_geometry
@@ -23,6 +27,7 @@ from custom_modules.data.splits import SECTIONS
 from custom_modules.data.tags import tag_cases
 from custom_modules.files import check_name, flat_name, read_json, stem_of
 
+logger = logging.getLogger(__name__)
 RULES: dict[str, tuple[str, Callable]] = {  # of a case's entries: in words, and whether a value (None: absent) fits
     "image": ("an image (a path)", lambda value: isinstance(value, str)),
     "label": ("a path as its label, or none", lambda value: isinstance(value, str | None)),
@@ -69,7 +74,7 @@ def load_cases(
     build = f"Build one: python -m custom_modules.data {'|'.join(LAYOUTS)} --root {dataset_dir} --output {path}"
     if path.is_file():
         folders = [Path(os.path.abspath(folder)) for folder in (dataset_dir, path.parent)]
-        items = [_absolute(item, folders) for item in _read_sections(path, section, build)]
+        items = [_absolute(item, folders) for item in _read_sections(path, section, build, folders)]
         if not items and not allow_empty:
             raise ValueError(f"no case in section {section or 'any'} of {path}: all asked for are empty. {build}")
         if items and not any(os.path.exists(item["image"]) for item in items):
@@ -139,7 +144,32 @@ def _same(one: str | Path, other: str | Path) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def _read_sections(path: Path, section: str | Sequence[str] | None, build: str) -> list[dict]:
+@cache
+def _warn_once(*message: object) -> None:
+    logger.warning(*message)
+
+
+def _name_oddities(path: Path, content: Mapping, lists: Mapping[str, list], folders: Sequence[Path]) -> None:
+    """Logs what would be lost or counted twice: lists under another name, and images that are listed more than once."""
+    for key in content.keys() - lists.keys():
+        if isinstance(content[key], list) and any(isinstance(item, dict) for item in content[key]):
+            _warn_once("%s: %r is no section, its cases are left out; sections are %s.", path, key, ", ".join(SECTIONS))
+    places = defaultdict(list)
+    for key, items in lists.items():
+        for item in items:
+            item = item if isinstance(item, dict) else {"image": item}
+            if not isinstance(item.get("image"), str):
+                continue
+            named = _absolute({name: item[name] for name in ("case", "image") if name in item}, folders)
+            with contextlib.suppress(ValueError):  # no file has such a name
+                places[os.path.realpath(named["image"]), str(item.get("channel"))].append(f"{named['case']} ({key})")
+    if twice := [", ".join(found) for found in places.values() if len(found) > 1]:
+        more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
+        _warn_once("%s: an image is listed more than once: %s%s. It counts as often, and in training and test it makes "
+                   "results too good; keep one.", path, "; ".join(twice[:3]), more)  # fmt: skip
+
+
+def _read_sections(path: Path, section: str | Sequence[str] | None, build: str, folders: Sequence[Path]) -> list[dict]:
     asked = [section] if isinstance(section, str) else list(section or ())
     asked = [] if asked == ["all"] else asked
     content = read_json(path)
@@ -149,6 +179,7 @@ def _read_sections(path: Path, section: str | Sequence[str] | None, build: str) 
     held = ", ".join(f"{key} ({len(items)} cases)" for key, items in lists.items()) or "none"
     if missing := [key for key in asked if key not in lists]:
         raise ValueError(f"datalist {path} has no section {', '.join(missing)}; its sections: {held}. {build}")
+    _name_oddities(path, content, lists, folders)
     # a decathlon list may hold bare paths
     items = [item if isinstance(item, dict) else {"image": item} for key in asked or lists for item in lists[key]]
     items = [{key: value for key, value in item.items() if value is not None} for item in items]

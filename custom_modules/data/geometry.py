@@ -34,7 +34,7 @@ def read_geometry(image: str | Path, channel: int | None = None) -> tuple[tuple[
         shape = shape[:3]
     if len(shape) != 3:
         wanted = "a 3D volume" if channel is None else f"a 3D volume, or 4D with channel {channel}"
-        raise ValueError(f"the volume must be {wanted}; got shape {shape}.")
+        raise ValueError(f"{image} must be {wanted}; got shape {shape}.")
     return shape, affine
 
 

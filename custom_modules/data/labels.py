@@ -85,8 +85,8 @@ def load_label(path: str | Path, image: str | Path | None = None) -> np.ndarray:
         (H, W, D) int32, aligned with the stored array of the image.
 
     Raises:
-        ValueError: the label is not 3D or not finite, or does not fit the image (`check_label`); there is not one grey
-            PNG of one size per DICOM file.
+        ValueError: the label is not 3D, holds other values than whole numbers from 0, or does not fit the image
+            (`check_label`); there is not one grey PNG of one size per DICOM file.
     """
     path = Path(path)
     if path.is_dir():
@@ -101,7 +101,11 @@ def load_label(path: str | Path, image: str | Path | None = None) -> np.ndarray:
         raise ValueError(f"label {path} must be a 3D volume of finite values; got shape {array.shape}.")
     if image is not None:
         array = nib.apply_orientation(array, _turn(label, image))
-    return (np.rint(array) if array.dtype.kind == "f" else array).astype(np.int32)
+    whole = np.rint(array, dtype=np.float64)
+    wrong = (np.abs(array - whole) > 0.01) | (whole < 0) | (whole >= 2**31)
+    if wrong.any():  # a probability, a mask that was interpolated, 255 as int8
+        raise ValueError(f"label {path} must hold whole numbers from 0; got {array[wrong][0]:g}; save it as uint8.")
+    return whole.astype(np.int32)
 
 
 def check_label(path: str | Path, image: str | Path) -> None:

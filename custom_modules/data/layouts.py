@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatch, fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from custom_modules.files import NIFTI, flat_name, stem_of
+from custom_modules.files import NIFTI, flat_name, folded, stem_of
 
 logger = logging.getLogger(__name__)
 LAYOUTS = {  # where each layout keeps its images; `glob` takes the place of these patterns
@@ -150,15 +150,16 @@ def _describe(image: Path, layout: str) -> dict:
 
 
 def name_apart(cases: list[dict], root: Path) -> list[dict]:
-    """Make names unique: prefix a repeated one with the folders between root and image, and number what is left."""
-    counts = Counter(item["case"] for item in cases)
+    """Make names unique on any file system: prefix a repeated one with the folders between root and image, and number
+    what is left."""
+    counts = Counter(folded(item["case"]) for item in cases)
     taken: set[str] = set()
     for item in cases:
         name = item["case"]
-        if counts[name] > 1:
+        if counts[folded(name)] > 1:
             folders = Path(os.path.relpath(item["image"], root)).parent.parts
             name = flat_name("_".join([*(folder for folder in folders if folder not in ("..", name)), name]))
         numbered = (name, *(f"{name}_{i}" for i in range(2, len(cases) + 1)))
-        item["case"] = next(unique for unique in numbered if unique not in taken)
-        taken.add(item["case"])
+        item["case"] = next(unique for unique in numbered if folded(unique) not in taken)
+        taken.add(folded(item["case"]))
     return cases

@@ -61,9 +61,10 @@ class VolumeReader(ImageReader):
 
 def _near_zero(array: np.ndarray) -> np.ndarray:
     """Takes an offset off voxels that 32 bits cannot hold with it: near 1e8 they would be multiples of 8."""
-    low, high = float(array.min()), float(array.max())
+    low, high = array.min().item(), array.max().item()  # integers of 64 bits as such: they have more digits
     if high > low and np.spacing(np.float32(max(-low, high))) > 1e-3 * (high - low):
-        return array.astype(np.float64) - low
+        array = array if array.dtype.kind in "iu" else array.astype(np.float64)
+        return (array - low).astype(np.float64)
     return array
 
 
@@ -146,7 +147,8 @@ def open_nifti(path: str | Path) -> nib.Nifti1Image:
 
 
 def load_nifti(path: str | Path) -> nib.Nifti1Image:
-    """Opens a NIfTI file, reads a compressed one into memory, and logs where sform and qform disagree.
+    """Opens a NIfTI file, reads a compressed one into memory, and logs where sform and qform disagree,
+    or lengths are not in mm.
 
     The checksum is the last thing in a `.nii.gz`: nibabel stops before it, and a flipped bit goes unnoticed.
 
@@ -165,6 +167,10 @@ def load_nifti(path: str | Path) -> nib.Nifti1Image:
     if size < needed:
         raise ValueError(f"{path} is damaged ({size} bytes, of {needed} by its header); copy or export it again.")
     image = image if content is None else image.from_bytes(content)  # of its class
+    if unit := {1: "metres", 3: "microns"}.get(int(image.header["xyzt_units"]) & 7):
+        logger.warning(
+            "%s: its header gives lengths in %s; they are read as mm, so ml and mm may be wrong.", path, unit
+        )
     if image.header["sform_code"] and image.header["qform_code"]:
         try:
             apart = np.abs(image.get_qform() - image.get_sform()).max()

@@ -17,8 +17,9 @@ SECTIONS = ("training", "validation", "test")
 
 
 def patient_of(case: str) -> str:
-    """Name the patient of a case: BraTS time points (`BraTS-GLI-00001-000`, `-001`) share one, other cases do not."""
-    return re.sub(r"^(BraTS-[A-Za-z]+-\d+)-\d{3}$", r"\1", case)
+    """Name the patient of a case: time points of BraTS (`BraTS-GLI-00001-000`, `-001`) and files of BIDS
+    (`sub-01_ses-1_FLAIR`) share one, other cases do not."""
+    return re.sub(r"^(?:(BraTS-[A-Za-z]+-\d+)-\d{3}|(sub-[A-Za-z0-9]+)_.*)$", r"\1\2", case)
 
 
 def split_cases(cases: list[dict], seed: int = 0, folds: int = 0) -> list[dict[str, list[dict]]]:

@@ -60,6 +60,8 @@ def read_tags(path: str | Path, first_slice: int = 0) -> Tags:
     key = next((name for name in ("slice", *DICOM_COLUMNS) if name in (reader.fieldnames or ())), None)
     if key is None or not {"case", "label"} <= set(reader.fieldnames):
         raise ValueError(f"{path} must start with the header case,slice,label; got {reader.fieldnames}.")
+    if twice := {name for name in ("case", key, "label") if reader.fieldnames.count(name) > 1}:
+        raise ValueError(f"{path} has the column {min(twice)} more than once; keep one.")
     problems = []
     for row in _rows(reader, path):
         case, named, label = ((row[name] or "").strip() for name in ("case", key, "label"))
@@ -67,6 +69,8 @@ def read_tags(path: str | Path, first_slice: int = 0) -> Tags:
             continue
         case = flat_name(NIFTI.sub("", case))
         try:
+            if any(value.strip() for value in row.get(None, ())):
+                raise ValueError(f"more values than columns: {', '.join(row[None])!r:.40}.")
             index, tag = _index(named, key, first_slice), tag_value(label)
             if tags[case].setdefault(index, tag) != tag:
                 raise ValueError(f"{key} {named} is {tag} here and {tags[case][index]} above.")

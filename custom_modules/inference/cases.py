@@ -11,7 +11,7 @@ import ignite.distributed as idist
 from monai.data import DataLoader, Dataset, DistributedSampler
 
 from custom_modules.data.dicom import OUTPUT_FORMATS, check_source
-from custom_modules.files import NIFTI, check_name, flat_name, stamp, stem_of
+from custom_modules.files import NIFTI, check_name, flat_name, folded, stamp, stem_of
 
 DONE, ERROR, STAMP = "done", "error", "stamp"
 
@@ -77,9 +77,10 @@ def _unique_stems(cases: Sequence[Mapping]) -> list[str]:
     names = [flat_name(case["case"]) for case in cases]
     files = [case["image"] if NIFTI.search(case["image"]) else None for case in cases]
     stems = [flat_name(stem_of(file)) if file else name for file, name in zip(files, names)]
-    counts = Counter(stems)
-    return [  # another case may fall back on its name
-        stem if counts[stem] == 1 and (stem == name or stem not in names) else name for name, stem in zip(names, stems)
+    counts, taken = Counter(map(folded, stems)), set(map(folded, names))  # another case may fall back on its name
+    return [
+        stem if counts[folded(stem)] == 1 and (stem == name or folded(stem) not in taken) else name
+        for name, stem in zip(names, stems)
     ]
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import nn
 
 from custom_modules.files import is_whole, read_json_or_empty
+
+logger = logging.getLogger(__name__)
 
 
 def load_weights(
@@ -38,18 +44,46 @@ def load_weights(
     return network
 
 
-def check_bundle(weights: str | Path | None, bundle_root: str | Path) -> None:
-    """Checks that weights in the folder of a bundle are those of this bundle: the networks of two bundles may be alike.
+def mark_weights(path: str | Path | BinaryIO, bundle_root: str | Path) -> None:
+    """Writes the name of a bundle into a file of weights, where any copy of the file keeps it.
+
+    The file is a ZIP archive, and the name is the archive's comment: the tensors stay as they are, and every version
+    loads them.
+    """
+    if name := _bundle_name(bundle_root):
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.comment = name.encode()
+
+
+def check_bundle(weights: Sequence[str | Path | None], bundle_root: str | Path) -> None:
+    """Checks that files of weights are of this bundle, by their mark or else the folder that they are in: the networks
+    of two bundles may be alike. Where neither says it, that is logged.
 
     Raises:
-        ValueError: they are in the folder of another one.
+        ValueError: they are of another one.
     """
-    if weights is None:
-        return
-    roots = (Path(bundle_root), Path(weights).resolve().parent.parent)
-    own, other = (read_json_or_empty(root / "configs" / "metadata.json").get("name") for root in roots)
-    if own and other and own != other:
-        raise ValueError(f"the weights {str(weights)!r} are of the bundle {other!r}; this is {own!r}. Run that one.")
+    own = _bundle_name(bundle_root)
+    for path in dict.fromkeys(map(str, filter(None, weights))) if own else ():
+        name = _mark(path) or _bundle_name(Path(path).resolve().parent.parent)
+        if name and name != own:
+            raise ValueError(f"the weights {path!r} are of the bundle {name!r}; this is {own!r}. Run that one.")
+        if not name and Path(path).is_file():
+            logger.warning(
+                "%s does not say which bundle it is of (made before 0.7.0, or saved anew); with weights of another"
+                " than %r the masks are wrong. If it is of this one, mark it: python -c \"from %s import mark_weights; "
+                "mark_weights('%s', '%s')\"", path, own, __name__, path, bundle_root
+            )  # fmt: skip
+
+
+def _bundle_name(root: str | Path) -> str | None:
+    return read_json_or_empty(Path(root) / "configs" / "metadata.json").get("name")
+
+
+def _mark(path: str | Path) -> str:
+    if not zipfile.is_zipfile(path):
+        return ""
+    with zipfile.ZipFile(path) as archive:
+        return archive.comment.decode(errors="replace")
 
 
 def training_list(weights: str | Path) -> Path:

@@ -78,7 +78,8 @@ def _truth(label: str, facts: Mapping) -> np.ndarray:
 
 
 def _areas(volume: np.ndarray, axis: int) -> np.ndarray:
-    return volume.sum(axis=tuple(other for other in range(3) if other != axis))
+    # in 64 bits, or the order in which a volume lies in memory decides between two slices
+    return volume.sum(axis=tuple(other for other in range(3) if other != axis), dtype=np.float64)
 
 
 def doubts(volume: np.ndarray, entropy: bool) -> list[np.ndarray]:

@@ -132,7 +132,9 @@ def _entry(file: Path, run: Run, known: Mapping[str, tuple[dict, str]], pictured
     if key in known:
         numbers, html = known[key]
     else:
-        probabilities, doubt = method in run.probability_methods, run.doubts.get(folder.name)
+        probabilities = method in run.probability_methods
+        telling = probabilities or facts.get("settings", {}).get("uncertainty")  # as `measure` finds it on disk
+        doubt = run.doubts.get(folder.name) if telling else None
         try:
             numbers, html = measure(folder, facts, label, probabilities, doubt)
         except Exception as error:  # whatever a file may hold: the other cases are shown

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from custom_modules.files import atomic_path, is_whole, lock_folder, remove_partial, unlock_folder
-from custom_modules.networks.weights import training_cases, training_list
+from custom_modules.networks.weights import mark_weights, training_cases, training_list
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +33,17 @@ class AveragedWeights:
         ema: average of the network.
         path: file to write.
         cases: names of the training cases.
+        bundle_root: of the bundle, whose name the file gets.
         start: weights that the run starts from, whose training cases are added; None: it starts from scratch.
     """
 
     WRITTEN = Events.EPOCH_COMPLETED
 
-    def __init__(self, ema: EMAHandler, path: str, cases: Sequence[str], start: str | None = None) -> None:
+    def __init__(
+        self, ema: EMAHandler, path: str, cases: Sequence[str], bundle_root: str, start: str | None = None
+    ) -> None:
         earlier = (training_cases(start) if start else None) or []
+        self.bundle_root = bundle_root
         self.ema, self.path, self.cases = ema, Path(path), list(dict.fromkeys([*earlier, *cases]))
 
     def attach(self, engine: Engine) -> None:
@@ -64,8 +68,9 @@ class AveragedWeights:
             return
         state = self.ema.ema_model.state_dict()  # on the CPU: a machine without a GPU cannot load CUDA tensors
         state = {k: (v.half() if v.is_floating_point() else v).cpu() for k, v in state.items()}
-        with atomic_path(self.path) as aside, open(aside, "wb") as file:  # given a path, torch.save stores its name
+        with atomic_path(self.path) as aside, open(aside, "w+b") as file:  # given a path, torch.save stores its name
             torch.save(state, file)
+            mark_weights(file, self.bundle_root)
         with atomic_path(training_list(self.path)) as aside:
             aside.write_text("".join(f"{case}\n" for case in self.cases), encoding="utf-8")
 

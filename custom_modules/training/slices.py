@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from custom_modules.data.annotation import tagged_cases
 from custom_modules.data.tag_volume import tags_of_volume
-from custom_modules.files import atomic_path, is_whole
+from custom_modules.files import atomic_path, is_whole, stamp
 from custom_modules.inference.cases import reason
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,7 @@ class SliceDataset(Dataset):
 
     Every volume is read and prepared once by `preprocessing` (deterministic; gives `image` (1, H, W, D) in [-1, 1] and
     a tag volume `slice_labels`), and kept in `cache_dir` for the next run. The key of the cache is the case's entry and
-    every setting of `preprocessing`; a file that changes under the same name is not noticed. Slices without any tissue
-    are left out.
+    every setting of `preprocessing`, and size and time of the files. Slices without any tissue are left out.
 
     A mask is never read here: items have a `label` only if `preprocessing` adds one, as `distill.yaml` does from maps,
     and `train_supervised.yaml`, alone, from masks.
@@ -134,7 +134,9 @@ class PreparedVolumes(PersistentDataset):
     def _cachecheck(self, item_transformed: Mapping) -> dict:
         if self.cache_dir is None:
             return self._prepared(item_transformed)
-        file = self.cache_dir / f"{self.hash_func(item_transformed).decode()}{self.transform_hash}.pt"
+        files = [item_transformed[name] for name in ("image", "label_file") if name in item_transformed]
+        key = {**item_transformed, "stamps": [stamp(file) for file in files if os.path.exists(file)]}
+        file = self.cache_dir / f"{self.hash_func(key).decode()}{self.transform_hash}.pt"
         if file.is_file():
             if is_whole(file):
                 return torch.load(file, weights_only=True)

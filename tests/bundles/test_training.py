@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,13 @@ def test_a_finished_run_has_nothing_left_to_do_but_restores_its_weights(trained,
         monai_bundle(*run)
         assert (models / "model.pt").read_bytes() == content and done(tmp_path / "runs") == before
         assert (models / "model.training.txt").read_text() == "p0\np1\n"
+
+
+def test_weights_of_another_bundle_are_refused_wherever_they_lie(trained, tmp_path):
+    copy = shutil.copy(trained.weights, tmp_path / "mine.pt")
+    where = ["--dataset_dir", tmp_path, "--output_dir", tmp_path / "out", "--ckpt_path", copy]
+    told = failure(["run", "--config_file", config("chaos_kidney", "inference"), *where, *TINY])
+    assert "mine.pt' are of the bundle 'BraTS FLAIR weakly supervised" in told
 
 
 def test_a_case_is_data_whatever_its_name(dataset_without_masks, tmp_path):

@@ -74,7 +74,7 @@ def test_broken_volumes_are_reported_and_skipped(tmp_path, capsys):
     build("brats", "--root", tmp_path, "--output", tmp_path / "d.json")
     report = capsys.readouterr().out
     assert named(read(tmp_path / "d.json")["training"]) == ["good"] and "skipped (6)" in report
-    for why in ("shape: the label's shape (4, 3, 2)", "shifted: the label's affine", "flat: the volume must be a 3D"):
+    for why in ("shape: the label's shape (4, 3, 2)", "shifted: the label's affine", "flat_flair.nii.gz must be a 3D"):
         assert why in report
 
 

@@ -113,6 +113,18 @@ def test_load_cases_errors_name_the_fault_and_the_remedy(dataset, tmp_path):
         load_cases(path, dataset, "test")
 
 
+def test_what_is_listed_twice_or_under_no_section_is_named(dataset, caplog):
+    (dataset / "link.nii.gz").symlink_to(dataset / "p0" / "p0_flair.nii.gz")
+    lists = {"training": [{"case": "a", "image": "p0/p0_flair.nii.gz"}, {"image": "p1/p1_flair.nii.gz", "channel": 0}]}
+    lists |= {"test": ["link.nii.gz", {"image": "p1/p1_flair.nii.gz", "channel": 1}], "validaton": [{"image": "p2"}]}
+    (dataset / "own.json").write_text(json.dumps(lists | {"target_labels": [1]}))
+    for section in ("training", "test"):
+        assert len(load_cases(dataset / "own.json", dataset, section)) == 2
+    twice, misspelt = sorted(caplog.messages, key=lambda text: "no section" in text)  # once each
+    assert "own.json: an image is listed more than once: a (training), link (test). It counts" in twice
+    assert "own.json: 'validaton' is no section, its cases are left out; sections are training, val" in misspelt
+
+
 def test_labelled_cases_bring_their_own_tags_or_those_of_the_label(dataset):
     (item,) = labelled_cases(None, dataset, "test")
     assert item["slice_labels"] == [0, 1, 1, 0, 0] and "label" not in item  # so that inference cannot see it

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 from custom_modules.data.dicom import read_series
 from custom_modules.data.reader import VolumeReader
 from custom_modules.inference.dicom_seg import segmentation
-from tests.helpers.series import only, save_edited, save_enhanced, save_series
+from tests.helpers.series import OBLIQUE, only, save_edited, save_enhanced, save_series
 from tests.inference.test_dicom_seg import SEGMENTS, save_mask
 
 VOLUME = np.random.default_rng(0).integers(1, 1000, (7, 5, 4)).astype(np.int16)  # (W, H, D)
@@ -126,6 +126,16 @@ def test_odd_thickness_and_spacing_change_nothing(tmp_path, edit):
     measures = written.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     assert measures.SpacingBetweenSlices == 4.5 and measures.SliceThickness > 0
     assert written.NumberOfFrames == 4
+
+
+@pytest.mark.parametrize("spacing", [-4.5, None, 0])
+def test_frames_lie_where_their_positions_say(tmp_path, spacing):
+    file = save_enhanced(tmp_path / "p7", VOLUME) / "enhanced.dcm"
+    header = pydicom.dcmread(file)
+    header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = spacing
+    header.save_as(file)
+    array, meta = VolumeReader().get_data(str(file.parent))
+    assert np.array_equal(array, VOLUME) and np.allclose(meta["affine"], OBLIQUE, atol=1e-4)
 
 
 def test_what_we_write_into_the_folder_of_a_series_is_no_part_of_it(tmp_path):

@@ -13,7 +13,7 @@ from custom_modules.data.labels import choose_target, load_label, target_mask
 from custom_modules.data.layouts import CHAOS_KIDNEYS, find_cases
 from custom_modules.data.tags import tag_cases
 from tests.helpers.series import save_chaos
-from tests.helpers.volumes import named
+from tests.helpers.volumes import named, save_volume
 
 
 @pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor])
@@ -85,3 +85,19 @@ def test_chaos_reports_a_missing_png(tmp_path):
     next((tmp_path / "MR/13/T2SPIR/Ground").glob("*.png")).unlink()
     usable, skipped, _ = tag_cases(find_cases(tmp_path, "chaos"))
     assert not usable and "2 PNGs, 3 DICOM files" in skipped["chaos_13"]
+
+
+@pytest.mark.parametrize(
+    ("label", "value"),
+    [
+        (np.float32([0, 1, 0.5]), "0.5"),  # a mask that was interpolated; it would be cut at a half
+        (np.int8([0, 126, -67]), "-67"),  # 189 as int8: a kidney would be lost
+        (np.uint32([0, 1, 2**32 - 1]), "4.29497e+09"),
+    ],
+)
+def test_values_that_are_no_whole_numbers_from_0_are_named(tmp_path, label, value):
+    path = save_volume(tmp_path / "p_seg.nii.gz", np.broadcast_to(label, (4, 2, 3)))
+    with pytest.raises(ValueError, match=re.escape(f"must hold whole numbers from 0; got {value}; save it as uint8")):
+        load_label(path)
+    nearly = np.broadcast_to(np.float32([0, 1.0001, 1.9999]), (4, 2, 3))  # as 255 / 255 may come out of a slope
+    assert load_label(save_volume(path, nearly))[0, 0].tolist() == [0, 1, 2]

@@ -65,6 +65,18 @@ def test_volumes_layout_globs_and_names_apart(tmp_path):
     assert named(find_cases(tmp_path / "B/scan_t1.nii.gz")) == ["scan_t1"]
 
 
+def test_names_that_some_file_systems_take_for_one_are_told_apart(tmp_path):
+    for name in (
+        "A/Scan",
+        "B/scan",
+        "A/M\u00fcller",
+        "B/Mu\u0308ller",
+        "C/other",
+    ):  # one code or two for the same letter
+        save_volume(tmp_path / f"{name}.nii.gz")
+    assert named(find_cases(tmp_path)) == ["A_M\u00fcller", "A_Scan", "B_Mu\u0308ller", "B_scan", "other"]
+
+
 def test_one_brats_file_keeps_its_case_name(tmp_path):
     brats_case(tmp_path, "p1")
     (item,) = find_cases(tmp_path / "p1/p1_flair.nii.gz")

@@ -71,6 +71,21 @@ def test_a_large_offset_does_not_eat_the_values(tmp_path, offset):
     assert (read(save_volume(path, VALUES + 1000.0, AFFINE)).numpy() == VALUES + 1000).all()
 
 
+def test_integers_of_64_bits_keep_their_last_digits(tmp_path):
+    values = VALUES.astype(np.uint64) + 2**60  # of which a real number of 64 bits keeps 53
+    nib.save(nib.Nifti1Image(values, AFFINE, dtype=np.uint64), tmp_path / "a.nii")
+    assert (read(tmp_path / "a.nii").numpy() == VALUES).all()
+
+
+@pytest.mark.parametrize("unit", ["meter", "micron"])
+def test_lengths_that_are_not_in_mm_are_named(tmp_path, caplog, unit):
+    image = nib.Nifti1Image(VALUES, AFFINE)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii")
+    assert np.allclose(read(tmp_path / "a.nii").affine, AFFINE)
+    assert f"a.nii: its header gives lengths in {unit.replace('er', 're')}s; they are read as mm" in caplog.text
+
+
 def test_one_flipped_bit_is_noticed(tmp_path):
     path = save_volume(tmp_path / "a.nii.gz", VALUES, AFFINE)
     content = path.read_bytes()

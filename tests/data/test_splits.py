@@ -37,6 +37,9 @@ def test_time_points_of_a_patient_stay_together():
         patients = [{patient_of(name) for name in named(items)} for items in split.values()]
         assert sum(map(len, patients)) == 12 and len(set.union(*patients)) == 12
     assert patient_of("chaos_01-001") == "chaos_01-001"
+    assert (
+        patient_of("sub-01_ses-2_FLAIR") == patient_of("sub-01_ses-1_run-1_FLAIR") == "sub-01" != patient_of("sub-011")
+    )
 
 
 @pytest.mark.parametrize("sizes", [[0, 0, 0], [1, 0, 0], [2, 0, 0], [1, 1, 1], [8, 1, 1]])

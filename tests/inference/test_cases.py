@@ -72,6 +72,11 @@ def test_colliding_stems_give_way_to_the_case():
     assert stems(("a", "/a/t2.nii.gz"), ("b", "/b/t2.nii")) == ["a", "b"]  # they differ in their ending only
 
 
+def test_stems_differ_on_file_systems_that_ignore_case():
+    assert stems(("a", "/a/T2.nii.gz"), ("b", "/b/t2.nii.gz")) == ["a", "b"]
+    assert stems(("a", "/x/B.nii.gz"), ("b", "/y/DICOM_anon")) == ["a", "b"]
+
+
 def test_a_stem_never_takes_the_name_of_another_case():
     assert stems(("a", "/x/b.nii.gz"), ("b", "/y/DICOM_anon")) == ["a", "b"]
     assert stems(("b", "/x/b.nii.gz"), ("a", "/y/DICOM_anon")) == ["b", "a"]

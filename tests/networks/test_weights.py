@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -23,19 +25,41 @@ def test_damaged_weights_are_named_with_the_remedy(tmp_path, damage):
         load_weights(tiny_network(), path)
 
 
-def test_weights_of_another_bundle_are_refused(tmp_path):
-    for name in ("brain", "kidney", "untitled"):
-        (tmp_path / name / "configs").mkdir(parents=True)
-        (tmp_path / name / "models").mkdir()
-        (tmp_path / name / "configs" / "metadata.json").write_text(
-            json.dumps({} if name == "untitled" else {"name": name})
-        )
-    weights = tmp_path / "kidney" / "models" / "model.pt"
-    for fits in ("kidney", "untitled"):
-        check_bundle(weights, tmp_path / fits)
-    check_bundle(tmp_path / "model.pt", tmp_path / "brain")
+def bundle(root, folder, **metadata):
+    """The folder of a bundle, with unmarked weights."""
+    (root / folder / "configs").mkdir(parents=True)
+    (root / folder / "models").mkdir()
+    (root / folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
+    torch.save(tiny_network(seed=3).state_dict(), root / folder / "models" / "model.pt")
+    return root / folder
+
+
+def test_weights_in_the_folder_of_another_bundle_are_refused(tmp_path, caplog):
+    brain, kidney = (bundle(tmp_path, name, name=name) for name in ("brain", "kidney"))
+    weights = kidney / "models" / "model.pt"
+    for fits in (kidney, bundle(tmp_path, "untitled")):
+        check_bundle([None, weights, tmp_path / "nowhere.pt"], fits)
+    assert not caplog.messages, "those of earlier versions have no mark"
     with pytest.raises(ValueError, match="kidney/models/model.pt' are of the bundle 'kidney'; this is 'brain'"):
-        check_bundle(weights, tmp_path / "brain")
-    (tmp_path / "brain" / "models" / "model.pt").symlink_to(weights)
+        check_bundle([weights], brain)
+    (brain / "models" / "model.pt").unlink()
+    (brain / "models" / "model.pt").symlink_to(weights)
     with pytest.raises(ValueError, match="of the bundle 'kidney'"):
-        check_bundle(tmp_path / "brain" / "models" / "model.pt", tmp_path / "brain")
+        check_bundle([brain / "models" / "model.pt"], brain)
+
+
+def test_marked_weights_are_known_wherever_a_copy_lies(tmp_path, caplog):
+    brain, kidney = bundle(tmp_path, "brain", name="brain"), bundle(tmp_path, "kidney", name="Niere, ü")
+    copy = shutil.copy(kidney / "models" / "model.pt", tmp_path / "copy.pt")
+    check_bundle([copy], brain)
+    assert re.search("copy.pt does not say which bundle it is of .* mark it: python -c", caplog.text)
+    exec(re.search('python -c "(.*)"', caplog.text)[1].replace(str(brain), str(kidney)), {})
+    caplog.clear()
+    check_bundle([copy], kidney)
+    assert not caplog.messages
+    for place in (copy, shutil.copy(copy, brain / "models" / "model.pt")):
+        with pytest.raises(ValueError, match="of the bundle 'Niere, ü'; this is 'brain'"):
+            check_bundle([None, place], brain)
+    expected = tiny_network(seed=3).state_dict()
+    loaded = load_weights(tiny_network(), copy).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in expected.items())

@@ -50,6 +50,12 @@ def two_forms() -> bytes:
     return image.to_bytes()
 
 
+def qform_alone() -> bytes:
+    image = nib.Nifti1Image(HEAD, None)
+    image.set_qform(LPS, 1)
+    return image.to_bytes()
+
+
 DAMAGED, HEADER = "is damaged .*; copy or export it again", r"no valid NIfTI header \(.*\); export it again"
 GRID, BODY = "affine that is no grid, .*; correct its header", "shows no body, .* leave the case out"
 BAD_FILES = {  # content, and what the report has to say
@@ -117,6 +123,9 @@ ODD_FILES = {  # all of them hold `HEAD`
     "two_members.nii.gz": gzip.compress(RAW[:5000]) + gzip.compress(RAW[5000:]),
     "doubles.nii": volume(HEAD.astype(np.float64)),
     "integers.nii": volume(np.rint(HEAD).astype(np.int32)),
+    "integers_of_64_bits.nii": (
+        nib.Nifti1Image(np.rint(HEAD).astype(np.uint64) + 2**60, LPS, dtype=np.uint64).to_bytes()
+    ),
     "bytes.nii": volume(np.rint(HEAD).clip(0, 255).astype(np.uint8)),
     "offset.nii": volume(HEAD.astype(np.float64) + 1e8),
     "offset_100.nii": volume(HEAD + 100),
@@ -124,12 +133,17 @@ ODD_FILES = {  # all of them hold `HEAD`
     "times_1e12.nii": volume(HEAD * np.float32(1e12)),
     "times_1e-6.nii": volume(HEAD * np.float32(1e-6)),
     "slope.nii": patched(112, "<ff", 3, -7),
+    "no_slope.nii": patched(112, "<ff", 0, -7),
     "slope_nan.nii": patched(112, "<f", np.nan),
     "hot_voxel.nii": with_voxel(1e9),
     "cold_voxel.nii": with_voxel(-1e6),
     "padding.nii": volume(np.where(HEAD == 0, np.float32(-1024), HEAD)),
     "four_d_of_one.nii": volume(HEAD[..., None]),
     "two_forms.nii": two_forms(),
+    "qform_alone.nii": qform_alone(),
+    "no_form.nii": volume(HEAD, None),
+    "microns.nii": patched(123, "<B", 3),
+    "sizes_below_0.nii": patched(80, "<fff", -1, -1, -4),
     "sizes_of_0.nii": patched(80, "<fff", 0, 0, 0),
     "sheared.nii": volume(HEAD, SHEARED),
     "spaces and ü, 脳.nii": RAW,

@@ -119,6 +119,18 @@ def test_doubt_is_summed_along_each_axis():
     assert doubts(p, True)[2].tolist() == [0.5, 0, 1.0]
 
 
+@pytest.mark.parametrize("method", ["segmenter", "cdm"])
+def test_a_case_done_just_now_is_shown_like_one_done_before(out, method):
+    """The map of a case that was done just now is at hand, whatever the method; only a probability tells a doubt."""
+    save_result(out, "p1", lesion := head(1)[1], settings={"method": method})
+    just_now = [one.tolist() for one in doubts(0.9 * lesion.astype(np.float32), False)]
+    told = [page(out)]
+    (out / "report.html").unlink()
+    told.append(page(out, RUN._replace(doubts={"p1": just_now})))
+    assert told[0].count("least sure") == told[1].count("least sure") == 2 * (method == "segmenter")  # caption, label
+    assert re.findall("<figure>.*?</figure>", told[0]) == re.findall("<figure>.*?</figure>", told[1]) != []
+
+
 def test_outline_runs_halfway_to_the_next_pixel():
     plane = np.zeros((4, 4), bool)
     plane[1, 2] = True  # its middle is at x = 2.5, y = 1.5 of 4 pixels; twice that in a picture of 8

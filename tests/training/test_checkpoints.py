@@ -21,7 +21,10 @@ from custom_modules.training.handlers import ClipGradients, EpochSeed, TagMetric
 from custom_modules.training.sampling import BalancedSampler
 from custom_modules.training.slices import SliceDataset, whole_batch
 from custom_modules.training.steps import JointLoss, TagBatch, TrainingStep, parameter_groups, warmup_cosine
+from tests.helpers.bundles import REPO
 from tests.helpers.tiny_network import tiny_network
+
+BUNDLE = REPO / "bundles" / "brats_flair"
 
 
 class Slices(SliceDataset):
@@ -47,7 +50,7 @@ def train(folder, max_epochs, epoch_length=3, device="cpu"):
         EpochSeed(0),
         ClipGradients(optimizer, max_norm=1.0),
         LrScheduleHandler(scheduler, epoch_level=False, print_lr=False),
-        AveragedWeights(ema, str(folder / "model.pt"), ["p1", "pat 02-ü"]),
+        AveragedWeights(ema, str(folder / "model.pt"), ["p1", "pat 02-ü"], BUNDLE),
         ResumableRun(str(folder), run),
     ]
     trainer = SupervisedTrainer(
@@ -70,7 +73,7 @@ def train(folder, max_epochs, epoch_length=3, device="cpu"):
 def test_fine_tuned_weights_have_seen_the_cases_of_those_they_start_from(tmp_path):
     ema = ema_handler(tiny_network(), decay=0.9)
     (tmp_path / "base.training.txt").write_text("p1\np2\n")
-    AveragedWeights(ema, str(tmp_path / "model.pt"), ["p2", "p3"], start=str(tmp_path / "base.pt"))(
+    AveragedWeights(ema, str(tmp_path / "model.pt"), ["p2", "p3"], BUNDLE, start=str(tmp_path / "base.pt"))(
         SimpleNamespace(state=SimpleNamespace(rank=0))
     )
     assert training_cases(tmp_path / "model.pt") == ["p1", "p2", "p3"]
@@ -90,7 +93,7 @@ def test_weights_are_written_from_the_cpu(tmp_path, monkeypatch):
     state = {name: value.as_subclass(OnAGpu) for name, value in ema.ema_model.state_dict().items()}
     monkeypatch.setattr(ema.ema_model, "state_dict", lambda: state)
     monkeypatch.setattr(torch, "save", lambda weights, file: written.update(weights))
-    AveragedWeights(ema, str(tmp_path / "model.pt"), [])(SimpleNamespace(state=SimpleNamespace(rank=0)))
+    AveragedWeights(ema, str(tmp_path / "model.pt"), [], BUNDLE)(SimpleNamespace(state=SimpleNamespace(rank=0)))
     assert written.keys() == state.keys() and {value.device.type for value in written.values()} == {"cpu"}
 
 

@@ -85,6 +85,13 @@ def test_the_cache_key_holds_every_setting_and_the_tags(cases, tmp_path):
     assert retagged.tags.tolist() == [1, 0, 0] and CountingLoad.loaded == 5
 
 
+def test_a_volume_that_is_replaced_is_prepared_again(cases, tmp_path):
+    SliceDataset(cases, preprocessing(), cache_dir=tmp_path / "cache")
+    save_volume(tmp_path / "a.nii.gz", np.full((8, 8, 4), 40, np.int16))
+    again = SliceDataset(cases, preprocessing(), cache_dir=tmp_path / "cache")
+    assert CountingLoad.loaded == 3 and (again.images[:4] + 0.2).abs().max() < 1e-3  # 40 of 100 in [-1, 1]
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "bit"])
 def test_a_broken_file_of_the_cache_is_named_and_made_again(cases, tmp_path, caplog, damage):
     first = SliceDataset(cases, preprocessing(), cache_dir=tmp_path)
