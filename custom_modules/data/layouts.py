@@ -76,7 +76,8 @@ def find_cases(
 
 def _found(paths: Sequence[Path]) -> str:
     """Says what kinds of files there are, the three most frequent ones: "12 .mha files, 3 .txt files"."""
-    kinds = Counter(map(_kind, (path for path in paths if not path.is_dir()))).most_common()
+    counts = Counter(map(_kind, (path for path in paths if not path.is_dir())))
+    kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     words = [f"{count} {kind if count > 1 else kind.replace('files', 'file', 1)}" for kind, count in kinds[:3]]
     return ", ".join(words) + (" and others" if len(kinds) > 3 else "") or "no file"
 
