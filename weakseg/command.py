@@ -59,7 +59,7 @@ def _tag(options: Namespace, knobs: Knobs) -> None:
     from weakseg.page import write_page
 
     skipped = write_page(find_cases(options.folder), options.out, options.tags, first_slice=options.first_slice)
-    print(f"page       {options.out}: open it in a browser, tag, and save tags.csv")
+    print(f"page       {options.out}: open it in a browser, tag, and save tags.csv (among its downloads)")
     next_command("train", options.folder, "--tags", "tags.csv", "--bundle", "brats_flair", "--out", "RUN")
     _end_if_left_out("on the page", skipped)
 

@@ -62,6 +62,14 @@ def test_a_terminal_shows_at_once_that_something_happens(data, monkeypatch, caps
     assert capsys.readouterr().err.startswith("weakseg tags check: loading ...\n")
 
 
+def test_weights_of_another_training_are_not_replaced(data, capsys):
+    (data / "RUN" / "models").mkdir(parents=True)
+    (data / "RUN" / "models" / "model.pt").touch()
+    words = ["train", data, "--tags", data / "tags.csv", "--bundle", "brats_flair", "--out", data / "RUN"]
+    assert main(list(map(str, words))) == 1
+    assert "model.pt exists and is of another training; give another folder as --out." in capsys.readouterr().err
+
+
 def evaluated(*words: object) -> dict:
     """The datalist and the section with which `weakseg evaluate` runs the bundle."""
     with mock.patch("weakseg.predict.run_bundle") as run:
