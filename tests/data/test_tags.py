@@ -75,7 +75,7 @@ def test_files_that_are_no_csv_are_named_with_the_remedy(tmp_path, content, kind
 
 
 def test_a_quote_that_is_never_closed_is_no_csv(tmp_path):
-    (tmp_path / "tags.csv").write_text('case,slice,label\n"p1,0,1\n' + "p1,1,0\n" * 20_000)  # above csv's limit
+    (tmp_path / "tags.csv").write_text('case,slice,label\n"p1,0,1\n' + "p1,1,0\n" * 30_000)  # above csv's limit
     with pytest.raises(ValueError, match="tags.csv is no CSV: line .*; save it as one."):
         read_tags(tmp_path / "tags.csv")
 
