@@ -45,7 +45,7 @@ docs: $(STAMP)  # site/: the pages as a site; broken links are errors
 	test -x .toolchains/docs/bin/mkdocs || $(PY) -m venv .toolchains/docs
 	.toolchains/docs/bin/python -m pip install --quiet --requirement docs/requirements.txt
 	rm -rf build/docs && mkdir -p build/docs
-	git ls-files -z '*.md' '*.png' '*.txt' '*.ipynb' '*.yaml' '*.cff' LICENSE ':!tests' | xargs -0 cp --parents -t build/docs
+	git ls-files -z '*.md' '*.png' '*.txt' '*.ipynb' '*.yaml' '*.cff' LICENSE ':!tests' | xargs -0 tar -cf - | tar -xf - -C build/docs
 	.toolchains/docs/bin/mkdocs build --strict
 
 clean:  # leaves .venv, .toolchains and your runs alone

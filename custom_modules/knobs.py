@@ -47,8 +47,10 @@ def command_line(argv: Sequence[str] | None = None) -> tuple[dict[str, str], lis
             given[name.replace("-", "_")] = value if equals or OPTION.match(following) else following
     if "config_file" not in given or "monai" not in argv[0]:
         return {}, []
-    files = given.pop("config_file").strip("[]").replace("'", "").replace('"', "").split(",")
-    return given, [file.strip() for file in files]
+    from fire.parser import DefaultParseValue
+
+    files = DefaultParseValue(given.pop("config_file"))  # a text is split at its commas, as MONAI does
+    return given, [str(file).strip() for file in (files.strip("[]").split(",") if isinstance(files, str) else files)]
 
 
 def check_knobs(argv: Sequence[str] | None = None) -> None:

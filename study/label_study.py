@@ -57,6 +57,7 @@ def measure_labels(
     parser = ConfigParser()
     parser.read_config([str(bundle / "configs" / f"{name}.yaml") for name in ("train", "distill")])
     where = {"bundle_root": str(bundle), "dataset_dir": dataset_dir, "datalist": datalist, "annotated": False}
+    where["maps_dir"] = str(maps_dir)
     parser.update(where | dict(knobs))
     target_labels, axis = (parser.get_parsed_content(id_) for id_ in ("labels", "slice_axis"))
     cases = labelled_cases(datalist, dataset_dir, "training", target_labels, axis)

@@ -167,6 +167,9 @@ def test_the_command_line_is_ids_with_values_and_files():
     words = ["run", "--a#b", "0.5", "--amp", "--c-d::0=x=y", "--seed", "-1", "--config_file", "['a.yaml', 'b.yaml']"]
     given = {"a#b": "0.5", "amp": "", "c_d::0": "x=y", "seed": "-1"}
     assert command_line([PROGRAM, *words]) == (given, ["a.yaml", "b.yaml"])
+    odd = '/it\'s, a "folder"/a.yaml'
+    assert command_line([PROGRAM, "run", f"--config_file={[odd, 'b.yaml']}"]) == ({}, [odd, "b.yaml"])
+    assert command_line([PROGRAM, "run", "--config_file", "a.yaml,b.yaml"]) == ({}, ["a.yaml", "b.yaml"])
     assert command_line([PROGRAM, *words[:-2]]) == command_line(["/usr/bin/pytest", *words]) == ({}, [])
 
 

@@ -9,8 +9,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
+from custom_modules.files import read_json
+from weakseg.options import WrongCommand
+
+RECORD = "weakseg.json"  # what a training is, in its folder
 HOME = (Path(__file__).parent / "shipped").resolve()  # the shipped bundles: copies in a wheel, a link in the repository
 
 SILENT = {  # loggers of dependencies, and the level from which they are heard
@@ -45,13 +48,27 @@ def bundle_folder(name: str | Path) -> Path:
     """Returns the folder of a bundle: a shipped one by its name, any other by its folder.
 
     Raises:
-        FileNotFoundError: there is no such bundle; the message names those that there are.
+        WrongCommand: there is no such bundle; the message names those that there are.
     """
     for folder in (HOME / name, Path(name)):
         if (folder / "configs" / "inference.yaml").is_file():
             return folder.resolve()
     known = ", ".join(sorted(path.parents[1].name for path in HOME.glob("*/configs/inference.yaml")))
-    raise FileNotFoundError(f"there is no bundle {str(name)!r}: give one of {known}, or the folder of another bundle.")
+    raise WrongCommand(f"there is no bundle {str(name)!r}: give one of {known}, or the folder of another bundle.")
+
+
+def read_record(run: Path) -> dict:
+    """Reads what a training is: {"bundle", "weights", "datalist", "knobs"}.
+
+    Raises:
+        WrongCommand: `run` was not written by `weakseg train`.
+    """
+    if not (run / RECORD).is_file():
+        raise WrongCommand(
+            f"{run} holds no {RECORD}, which `weakseg train` writes; for weights of another training give "
+            "--bundle and --ckpt_path."
+        )
+    return read_json(run / RECORD)
 
 
 def config_files(bundle: Path, *names: str) -> list[str]:
@@ -71,14 +88,14 @@ def checked_knobs(knobs: Mapping[str, Sequence[str]], config: Mapping, reserved:
         reserved: {knob: the option of `weakseg` that sets it}.
 
     Raises:
-        ValueError: a knob does not exist, or is one of `reserved`.
+        WrongCommand: a knob does not exist, has another kind of value, or is one of `reserved`.
     """
     from custom_modules.knobs import find_knob
 
     values = {}
     for name, words in knobs.items():
         if name in reserved:
-            raise ValueError(f"--{name} is set by {reserved[name]}.")
+            raise WrongCommand(f"--{name} is set by {reserved[name]}.")
         default = config.get(name)
         value = words[0] if len(words) == 1 else f"[{','.join(words)}]" if words else "True"
         if isinstance(default, bool):
@@ -86,7 +103,7 @@ def checked_knobs(knobs: Mapping[str, Sequence[str]], config: Mapping, reserved:
         elif isinstance(default, list) and value[0] not in "[($@%":
             value = f"[{value}]"
         if problem := find_knob(name, config, value):
-            raise ValueError(problem)
+            raise WrongCommand(problem)
         values[name] = value
     return values
 
@@ -96,6 +113,8 @@ def run_bundle(files: Sequence[str], run_id: str, knobs: Mapping[str, Any], debu
 
     So a knob means the same in both, and the results record the same command.
     """
+    from unittest import mock
+
     import fire
     from monai.bundle.scripts import run
 

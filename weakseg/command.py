@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from weakseg.options import parse
+from weakseg.options import WrongCommand, parse
 
 Knobs = dict[str, list[str]]
 
@@ -16,7 +16,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code (`options.CODES`); the last lines of an error are its cause."""
     options, knobs = parse(sys.argv[1:] if argv is None else argv)
     try:
-        from weakseg.bundles import quiet  # what takes seconds to import comes after --help
+        _check_paths(options)
+        if sys.stderr.isatty():  # what follows is imported in seconds
+            print(f"weakseg {options.task}: loading ...", file=sys.stderr, flush=True)
+        from weakseg.bundles import quiet
 
         quiet(options.debug)
         TASKS[options.task](options, knobs)
@@ -26,11 +29,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
+        if isinstance(error, WrongCommand):
+            print(f"\nerror: {error}", file=sys.stderr)
+            return 2
         from custom_modules.knobs import explain
 
         print(f"\nerror: {explain(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _check_paths(options: Namespace) -> None:
+    """Checks that what the command line names is there, before anything else is loaded."""
+    from weakseg.bundles import bundle_folder, read_record
+
+    given = vars(options)
+    for name in ("folder", "tags", "datalist"):
+        if given.get(name) and not given[name].exists():
+            raise WrongCommand(f"{given[name]} does not exist; check the path.")
+    if given.get("bundle"):
+        bundle_folder(options.bundle)
+    if given.get("model"):
+        read_record(options.model)
 
 
 def _tag(options: Namespace, knobs: Knobs) -> None:
@@ -39,19 +59,30 @@ def _tag(options: Namespace, knobs: Knobs) -> None:
     from weakseg.page import write_page
 
     skipped = write_page(find_cases(options.folder), options.out, options.tags, first_slice=options.first_slice)
-    print(f"page       {options.out}: open it in a browser, tag, and save tags.csv")
+    print(f"page       {options.out}: open it in a browser, tag, and save tags.csv (among its downloads)")
     next_command("train", options.folder, "--tags", "tags.csv", "--bundle", "brats_flair", "--out", "RUN")
+    _end_if_left_out("on the page", skipped)
+
+
+def _end_if_left_out(where: str, skipped: Sequence[str]) -> None:
+    """Ends a task that could not do all volumes; the others are done.
+
+    Raises:
+        RuntimeError: volumes are left out; the message names them.
+    """
     if skipped:
-        raise RuntimeError(f"{len(skipped)} volumes are not on the page: {', '.join(skipped)}.")
+        raise RuntimeError(f"{len(skipped)} volume(s) are not {where}, for the reasons above: {', '.join(skipped)}; "
+                           "export them again, or take them away.")  # fmt: skip
 
 
 def _train(options: Namespace, knobs: Knobs) -> None:
     from weakseg.bundles import next_command
     from weakseg.train import train
 
-    weights = train(options, knobs)
+    weights, skipped = train(options, knobs)
     print(f"\nweights    {weights}\nlosses     tensorboard --logdir {shlex.quote(str(options.out))}")
     next_command("predict", options.folder, "--model", options.out, "--out", "OUT")
+    _end_if_left_out("in the training", skipped)
 
 
 def _predict(options: Namespace, knobs: Knobs) -> None:
@@ -101,6 +132,7 @@ def _tags_check(options: Namespace, knobs: Knobs) -> None:
         print(f"{case['case']} | {len(tags)} slices | {len(shown)} show the target{where}")
     for name, why in (skipped | notes).items():
         print(f"{name}: {why}")
+    _end_if_left_out("checked", skipped)
     next_command("train", options.folder, "--tags", options.tags, "--bundle", "brats_flair", "--out", "RUN")
 
 

@@ -8,18 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from custom_modules.data.__main__ import build_datalist, label_values
-from custom_modules.files import read_json, sha256, write_json
-from weakseg.bundles import HOME, bundle_folder, checked_knobs, config_files, run_bundle
+from custom_modules.files import sha256, write_json
+from weakseg.bundles import HOME, RECORD, bundle_folder, checked_knobs, config_files, read_record, run_bundle
 
-RECORD = "weakseg.json"
 RESERVED = {"dataset_dir": "DIR", "output_dir": "--out", "bundle_root": "--bundle", "datalist": "--datalist or --tags"}
 PLACES = ("ckpt_dir", "model_path", "resume_dir")  # knobs of where weights are written
 MACHINE = ("device", "num_workers", "amp")  # knobs that may differ when a training continues
 CHECKPOINTS = "checkpoint_epoch=*.pt"
 
 
-def train(options: Namespace, knobs: Mapping[str, list[str]]) -> Path:
-    """Trains a bundle on the tagged volumes of a folder; returns the path of the weights.
+def train(options: Namespace, knobs: Mapping[str, list[str]]) -> tuple[Path, list[str]]:
+    """Trains a bundle on the tagged volumes of a folder; returns the path of the weights, and the volumes left out.
 
     Raises:
         KeyboardInterrupt: it was stopped; the message says where.
@@ -40,7 +39,11 @@ def train(options: Namespace, knobs: Mapping[str, list[str]]) -> Path:
     begun = any(checkpoints.rglob(CHECKPOINTS)) and (run / RECORD).is_file()  # else nothing was trained yet
     if begun:
         _check_same(run, record)
-    datalist = options.datalist.absolute() if options.datalist else _build(options, run, checkpoints, values)
+    datalist, skipped = run / "datalist.json", []
+    if options.datalist:
+        datalist = options.datalist.absolute()
+    else:
+        skipped = _build(options, datalist, checkpoints, values)
     record |= {"datalist": os.path.relpath(datalist, run), "datalist_sha256": sha256(datalist)}
     if begun and read_record(run).get("datalist_sha256", record["datalist_sha256"]) != record["datalist_sha256"]:
         raise ValueError(f"{run} holds a training with other tags or volumes; give another folder as --out.")
@@ -51,21 +54,7 @@ def train(options: Namespace, knobs: Mapping[str, list[str]]) -> Path:
         run_bundle(config_files(bundle, "train"), "training", fixed | values, options.debug)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(stopped(checkpoints, config | values)) from None
-    return weights
-
-
-def read_record(run: Path) -> dict:
-    """Reads what a training is: {"bundle", "weights", "datalist", "knobs"}.
-
-    Raises:
-        FileNotFoundError: `run` was not written by `weakseg train`.
-    """
-    if not (run / RECORD).is_file():
-        raise FileNotFoundError(
-            f"{run} holds no {RECORD}, which `weakseg train` writes; for weights of another training give "
-            "--bundle and --ckpt_path."
-        )
-    return read_json(run / RECORD)
+    return weights, skipped
 
 
 def stopped(checkpoints: Path, config: Mapping) -> str:
@@ -103,11 +92,10 @@ def _check_same(run: Path, record: Mapping) -> None:
                          "it was to continue, or give another folder as --out.")  # fmt: skip
 
 
-def _build(options: Namespace, run: Path, checkpoints: Path, values: Mapping[str, str]) -> Path:
-    """Writes the datalist into `run`; one that a training has begun with is not replaced by another."""
-    datalist = run / "datalist.json"
+def _build(options: Namespace, datalist: Path, checkpoints: Path, values: Mapping[str, str]) -> list[str]:
+    """Writes the datalist; one that a training has begun with is not replaced by another. Returns cases left out."""
     before = datalist.read_bytes() if datalist.is_file() and any(checkpoints.rglob(CHECKPOINTS)) else None
-    build_datalist(
+    skipped = build_datalist(
         options.folder,
         datalist,
         tags=options.tags,
@@ -115,9 +103,11 @@ def _build(options: Namespace, run: Path, checkpoints: Path, values: Mapping[str
         target_labels=label_values(values["target_labels"]) if "target_labels" in values else None,
         slice_axis=int(values.get("slice_axis", 2)),
         hold_out=False,
-        output_dir=run,
+        output_dir=datalist.parent,
     )
     if before not in (None, datalist.read_bytes()):
         datalist.write_bytes(before)
-        raise ValueError(f"{run} holds a training with other tags or volumes; give another folder as --out.")
-    return datalist
+        raise ValueError(
+            f"{datalist.parent} holds a training with other tags or volumes; give another folder as --out."
+        )
+    return list(skipped)

@@ -68,13 +68,16 @@ def build_datalist(
     splits: Path | None = None,
     hold_out: bool = True,
     output_dir: Path | None = None,
-) -> None:
+) -> dict[str, str]:
     """Find the cases, tag their slices, split them by patient, write the datalist (one per fold) and report.
 
     Args:
         root, output, ...: the options of the command; `layout` may also be `auto`.
         hold_out: False: all tagged cases are for training.
         output_dir: folder of results, in which no case is looked for.
+
+    Returns:
+        {case: why it was skipped}.
 
     Raises:
         ValueError: no case is usable, or an option does not fit them.
@@ -100,6 +103,7 @@ def build_datalist(
     _report("skipped", [f"{case}: {why}" for case, why in skipped.items()])
     _report("left out, not named in the splits", left_out)
     _report("notes", [f"{case}: {note}" for case, note in notes.items()])
+    return skipped
 
 
 def _divide(

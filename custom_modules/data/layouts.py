@@ -23,6 +23,12 @@ LAYOUTS = {  # where each layout keeps its images; `glob` takes the place of the
     "chaos": ("**/T2SPIR/DICOM_anon", "**/*_t2spir.nii*"),
     "volumes": ("**/*.nii*", "**/"),
 }
+IN_WORDS = {  # what each layout takes for an image
+    "brats": "NIfTI files whose names end in _flair or -t2f",
+    "msd": "NIfTI files in a folder imagesTr",
+    "chaos": "DICOM series in folders T2SPIR/DICOM_anon, NIfTI files whose names end in _t2spir",
+    "volumes": "NIfTI files (.nii, .nii.gz), DICOM series (one a folder)",
+}
 OTHER_FORMATS = re.compile(r"\.(img(\.gz)?|n?hdr|mg[hz]|nrrd|mh[ad]|mnc|par|nii\.(bz2|xz|zst|zip))$", re.IGNORECASE)
 CHAOS_KIDNEYS = (2, 3, 126, 189)  # right and left: 2, 3 in NIfTI copies; 126, 189 in the published PNGs
 NOT_IMAGES = re.compile(r"[_-](seg|mask|saliency|uncertainty)$")  # labels, and what our own inference writes
@@ -61,9 +67,26 @@ def find_cases(
         if images := _images(paths, root, [glob] if glob else LAYOUTS[name]):
             _name_others(paths)
             return name_apart([_describe(image, name) for image in images], root)
-    _name_others(paths)
-    patterns = [glob] if glob else [pattern for name in tried for pattern in LAYOUTS[name]]
-    raise ValueError(f"no volume found: {root} holds no NIfTI file or DICOM series that fits {', '.join(patterns)}.")
+    wanted = IN_WORDS[tried[-1]] + (f" that fit {glob}" if glob else "")
+    remedy = "convert them to one of these" if layout == "auto" and not glob else "choose another layout or --glob"
+    raise ValueError(
+        f"no volume found in {root} or below. Looked for: {wanted}. Found: {_found(paths or [root])}; {remedy}."
+    )
+
+
+def _found(paths: Sequence[Path]) -> str:
+    """Says what kinds of files there are, the three most frequent ones: "12 .mha files, 3 .txt files"."""
+    counts = Counter(map(_kind, (path for path in paths if not path.is_dir())))
+    kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    words = [f"{count} {kind if count > 1 else kind.replace('files', 'file', 1)}" for kind, count in kinds[:3]]
+    return ", ".join(words) + (" and others" if len(kinds) > 3 else "") or "no file"
+
+
+def _kind(file: Path) -> str:
+    if NIFTI.search(file.name) and NOT_IMAGES.search(stem_of(file)):
+        return "files of labels or results (_seg, _mask, ...)"
+    ending = (NIFTI.search(file.name) or OTHER_FORMATS.search(file.name) or [file.suffix])[0].lower()
+    return f"{ending} files" if ending else "files without ending"
 
 
 def _walk(root: Path, left_out: str | None) -> Iterator[Path]:

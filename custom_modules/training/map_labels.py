@@ -5,6 +5,8 @@ grid and intensities in [0, 1],
 
     seed = map * intensity^p > scale * (Otsu's threshold of that product inside the region).
 
+A target darker than its surroundings is a bright one in the negative: map and image change sign (`sign_of_maps`).
+
 1. A tag says that something is there, not that it is large: a slice's threshold is at least half the volume's median.
 2. From the middle of each run of tagged slices outwards, a pixel counts only near the target in the slice before. So
    the organ that lies beyond a target's end is not taken for it.
@@ -15,8 +17,11 @@ The largest components are kept, closed and filled (a cavity belongs to its tumo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -30,11 +35,40 @@ from custom_modules.data.tag_volume import tags_of_volume
 from custom_modules.inference.body import CROSS, body_mask
 from custom_modules.training.segmentation import UNKNOWN
 
+logger = logging.getLogger(__name__)
+TINY = np.finfo(np.float64).tiny  # of an empty map
 IN_PLANE = CROSS[:, :, None]  # in each slice of a volume (H, W, D)
 FLOOR = 0.5  # least threshold of a slice, of the volume's median
 REACH = 2  # pixels from one slice to the next
 STEPS, STEP = 3, 2  # how often, and by how many pixels, a component may grow
 MIN_PIXELS = 6  # of a component
+
+
+def sign_of_maps(maps_dir: str | Path, given: int | None = None) -> int:
+    """Says whether the target is brighter (1) or darker (-1) than its surroundings, by the maps of the tagged slices.
+
+    A map is signed: positive where the condition y1 brightens, negative where it darkens. The target stands out, so the
+    tail of its side is the heavier one: m = sum a^3 / sum |a|^3 of a map a, in [-1, 1]; the median of m decides.
+
+    Args:
+        maps_dir: maps that `write_maps` has written.
+        given: the knob `label_sign`, which wins.
+
+    Raises:
+        ValueError: `given` is neither 1 nor -1.
+    """
+    if given is not None:
+        if given not in (1, -1):
+            raise ValueError(f"label_sign must be 1 (bright target), -1 (dark) or null (by the maps); got {given}.")
+        return given
+    files = sorted(Path(maps_dir).glob("*/*_saliency.nii.gz"))
+    cubes = (np.asarray(nib.load(file).dataobj, np.float64) ** 3 for file in files)
+    tails = [cube.sum() / max(np.abs(cube).sum(), TINY) for cube in cubes]
+    sign = -1 if tails and np.median(tails) < 0 else 1
+    agree = sum(tail * sign > 0 for tail in tails)
+    logger.info("the target is %s than its surroundings in %d of %d maps; --label_sign sets it",
+                "brighter" if sign > 0 else "darker", agree, len(tails))  # fmt: skip
+    return sign
 
 
 class LoadMapd(Transform):
@@ -51,14 +85,15 @@ class LoadMapd(Transform):
         erosion: width of the rim, in pixels.
         scale: factor on Otsu's threshold; below 1, because map times intensity falls off before the target's border.
         num_components: number of largest 3D components to keep.
+        sign: 1 for a bright target, -1 for a dark one.
 
     Raises:
         ValueError: the tags run along another axis than the slices.
     """
 
-    def __init__(self, intensity_power: float, erosion: int, scale: float, num_components: int) -> None:
+    def __init__(self, intensity_power: float, erosion: int, scale: float, num_components: int, sign: int) -> None:
         self.intensity_power, self.erosion, self.scale = intensity_power, erosion, scale
-        self.num_components = num_components
+        self.num_components, self.sign = num_components, sign
         self.load = LoadImage(VolumeReader, image_only=True, ensure_channel_first=True)
         self.onto_image = ResampleToMatch(mode="bilinear", padding_mode="zeros")
 
@@ -66,7 +101,7 @@ class LoadMapd(Transform):
         image, tags = data["image"], np.asarray(tags_of_volume(data["slice_labels"].as_tensor()).bool())
         x = np.asarray(image[0])
         body, region = (body_mask(x, rim) & tags for rim in (0, self.erosion))
-        saliency = np.asarray(self.onto_image(self.load(data["map_file"]), image)[0])
+        x, saliency = self.sign * x, self.sign * np.asarray(self.onto_image(self.load(data["map_file"]), image)[0])
         product = saliency.clip(min=0) * ((x + 1) / 2).clip(min=0) ** self.intensity_power
         target = self._target(product, region, body, x)
         unknown = body & ~(region & target.any(axis=(0, 1)))

@@ -1,6 +1,7 @@
 """Layouts: the cases of each data set are found on disk, and named apart. Volumes of a few voxels."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -88,8 +89,21 @@ def test_find_cases_errors(tmp_path):
         find_cases(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="layout must be one of auto, brats"):
         find_cases(tmp_path, "bids")
-    with pytest.raises(ValueError, match="no volume found"):
+    with pytest.raises(ValueError, match="DICOM series .one a folder.. Found: no file; convert them"):
         find_cases(tmp_path)
+    for name in ("a.mha", "b.MHA", "x/c.mha", "x/notes.txt", "x/p1_seg.nii.gz", "README", ".hidden.mha"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = f"no volume found in {tmp_path} or below. Looked for: NIfTI files (.nii, .nii.gz), DICOM series (one a "
+    found += "folder). Found: 3 .mha files, 1 .txt file, 1 file of labels or results (_seg, _mask, ...) and others; "
+    with pytest.raises(ValueError, match=re.escape(found + "convert them to one of these.")):
+        find_cases(tmp_path)
+    with pytest.raises(ValueError, match=r"end in _flair or -t2f. Found: 3 .* others; choose another layout or --glob"):
+        find_cases(tmp_path, "brats")
+    with pytest.raises(ValueError, match=re.escape("(one a folder) that fit x/*.nii. Found: 3 .mha")):
+        find_cases(tmp_path, glob="x/*.nii")
+    with pytest.raises(ValueError, match="Found: 1 .mha file; convert"):
+        find_cases(tmp_path / "a.mha")
 
 
 def test_links_lead_to_each_volume_once(tmp_path):

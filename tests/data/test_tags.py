@@ -76,6 +76,12 @@ def test_files_that_are_no_csv_are_named_with_the_remedy(tmp_path, content, kind
         read_tags(tmp_path / "tags.csv")
 
 
+def test_a_quote_that_is_never_closed_is_no_csv(tmp_path):
+    (tmp_path / "tags.csv").write_text('case,slice,label\n"p1,0,1\n' + "p1,1,0\n" * 30_000)  # above csv's limit
+    with pytest.raises(ValueError, match="tags.csv is no CSV: line .*; save it as one."):
+        read_tags(tmp_path / "tags.csv")
+
+
 def test_all_wrong_rows_are_listed_at_once(tmp_path):
     rows = ["case;slice;label", *["p1;0;1"] * 2, "p1;x;1", "p1;1;maybe", "p1;0;0", *(f"p1;{i};2" for i in range(30))]
     (tmp_path / "tags.csv").write_text("sep=;\n" + "\n".join(rows))
@@ -140,6 +146,9 @@ def test_dicom_slices_may_be_named_by_their_headers(tmp_path):
     assert tagged(tmp_path / "axial", "case,instance_number,label\ns2,1,1\n")[0] == {"s2": [0, 0, 0, 1]}
     with pytest.raises(ValueError, match="InstanceNumber 9, which the series does not have"):
         tagged(tmp_path / "oblique", "case,Instance Number,label\ns1,9,1\n")
+    save_series(tmp_path / "alike" / "s3", volume, InstanceNumber=1)
+    with pytest.raises(ValueError, match="InstanceNumber, but its slices do not have one each; tag by slice"):
+        tagged(tmp_path / "alike", "case,instance_number,label\ns3,1,1\n")
     save_volume(tmp_path / "nifti" / "p.nii.gz", np.ones((4, 3, 5), np.int16))
     with pytest.raises(ValueError, match="'p' name slices by SOPInstanceUID, but it is no DICOM series"):
         tagged(tmp_path / "nifti", "case,sop_instance_uid,label\np,1.2.3,1\n")

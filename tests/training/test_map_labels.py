@@ -12,7 +12,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 
 from custom_modules.data.tag_volume import TagVolumed
-from custom_modules.training.map_labels import FLOOR, LoadMapd
+from custom_modules.training.map_labels import FLOOR, LoadMapd, sign_of_maps
 from custom_modules.training.segmentation import UNKNOWN
 from tests.helpers.bundles import LPS, save_nifti
 
@@ -22,7 +22,7 @@ BODY = np.zeros(SIZE, bool)
 BODY[2:22, 2:18] = True
 TARGET, OTHER, MAP = (slice(8, 14), slice(6, 12)), (slice(16, 20), slice(12, 16)), (slice(6, 16), slice(4, 14))
 LABEL_TAGS = [0, 1, 1, 1]
-SETTINGS = {"intensity_power": 3.0, "erosion": 2, "scale": 1.0, "num_components": 1}
+SETTINGS = {"intensity_power": 3.0, "erosion": 2, "scale": 1.0, "num_components": 1, "sign": 1}
 
 
 def volumes() -> tuple[np.ndarray, np.ndarray]:
@@ -137,6 +137,30 @@ def test_a_label_goes_to_the_edges_of_its_image(tmp_path):
     saliency[10:12, 8:11, :3] = 1
     within = labelled(tmp_path, intensity, saliency)
     assert np.array_equal(around, expected()) and np.array_equal(within, expected())
+
+
+def test_a_dark_target_is_a_bright_one_in_the_negative(tmp_path):
+    intensity, saliency = volumes()
+    dark = np.where(BODY, 1 - intensity, 0.0)  # the tissue stays at 0.5, the target is as dark as air
+    dark[OTHER] = TISSUE  # or the body would end there
+    assert np.array_equal(labelled(tmp_path, dark, -saliency, sign=-1), expected())
+    assert not (labelled(tmp_path, dark, -saliency)[TARGET] == 1).any()
+
+
+def test_the_heavier_tail_of_the_maps_is_the_targets(tmp_path, caplog):
+    """Of 100 voxels 2 at -1 and 98 at 0.1: m = (98 * 0.001 - 2) / (98 * 0.001 + 2) < 0, though the mean is above 0."""
+    caplog.set_level("INFO")
+    dark = np.full((10, 10, 1), 0.1, np.float32)
+    dark[:2, 0] = -1
+    for name, array in {"a": dark, "b": dark, "c": -dark}.items():
+        save_nifti(array, tmp_path / name / f"{name}_saliency.nii.gz")
+    assert sign_of_maps(tmp_path) == -1 and "darker than its surroundings in 2 of 3 maps" in caplog.text
+    save_nifti(0 * dark, tmp_path / "d" / "d_saliency.nii.gz")
+    (tmp_path / "a" / "a_saliency.nii.gz").unlink()
+    assert sign_of_maps(tmp_path) == sign_of_maps(tmp_path / "none") == 1, "0 on the median, or no map"
+    assert [sign_of_maps(tmp_path, given) for given in (1, -1)] == [1, -1]
+    with pytest.raises(ValueError, match="label_sign must be 1 .bright target., -1 .dark. or null .*; got 0"):
+        sign_of_maps(tmp_path, 0)
 
 
 @pytest.mark.parametrize("num_components", [1, 2])

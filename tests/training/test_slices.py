@@ -106,6 +106,12 @@ def test_a_broken_file_of_the_cache_is_named_and_made_again(cases, tmp_path, cap
     assert len(list(tmp_path.glob("*.pt"))) == 2 and not list(tmp_path.glob(".partial*"))
 
 
+def test_a_case_that_cannot_be_prepared_is_named(cases, tmp_path):
+    (tmp_path / "b.nii.gz").write_bytes(b"cut short")
+    with pytest.raises(ValueError, match="case 'b' cannot be prepared: .*b.nii.gz"):
+        SliceDataset(cases, preprocessing())
+
+
 def test_balanced_weights_draw_both_tags_equally(cases):
     dataset = SliceDataset(cases, preprocessing())
     weights = torch.tensor(dataset.balanced_weights)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.helpers.bundles import REPO
 from weakseg.bundles import bundle_folder, checked_knobs
+from weakseg.options import WrongCommand
 
 CONFIG = {"seed": 0, "amp": True, "target_labels": [], "noise_level": "$1", "ckpt_path": "x", "nets": {"a": [1]}}
 
@@ -37,7 +38,7 @@ def test_words_become_the_value_of_a_knob(words, value):
     ],
 )
 def test_wrong_knobs_are_errors(words, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(WrongCommand, match=message):
         checked_knobs(words, CONFIG | {"output_dir": "."}, {"output_dir": "--out"})
 
 
@@ -48,5 +49,5 @@ def test_a_bundle_is_found_by_name_or_folder(tmp_path, monkeypatch):
     (tmp_path / "own" / "configs").mkdir(parents=True)
     (tmp_path / "own" / "configs" / "inference.yaml").write_text("")
     assert bundle_folder("own") == tmp_path / "own"
-    with pytest.raises(FileNotFoundError, match="no bundle 'brats': give one of brats_flair, chaos_kidney, or the fol"):
+    with pytest.raises(WrongCommand, match="no bundle 'brats': give one of brats_flair, chaos_kidney, or the fol"):
         bundle_folder("brats")

@@ -1,4 +1,4 @@
-"""The pages in a real browser: two volumes are tagged by keys and the file is accepted; a report sorts and hides.
+"""The pages in a real browser: two volumes are tagged by keys and trained on; a report sorts and hides.
 
 Debian's chromium and chromium-driver are used as they are installed.
 """
@@ -14,8 +14,9 @@ import pytest
 from custom_modules.data.__main__ import main as build_datalist
 from custom_modules.data.layouts import find_cases
 from custom_modules.report.page import Run, write_report
-from tests.helpers.bundles import TAGS, head, save_nifti
+from tests.helpers.bundles import SHORT, TAGS, TINY, head, save_nifti
 from tests.toolchains.browser.webdriver import Browser
+from weakseg.command import main as weakseg
 from weakseg.page import write_page
 
 pytestmark = pytest.mark.skipif(
@@ -52,7 +53,7 @@ def volumes(tmp_path):
     return tmp_path / "data"
 
 
-def test_two_volumes_are_tagged_by_keys(browser, volumes, tmp_path):
+def test_two_volumes_are_tagged_by_keys_and_trained_on(browser, volumes, tmp_path):
     page, downloads = tmp_path / "tags.html", tmp_path / "downloads"
     write_page(find_cases(volumes, "volumes"), page)
     browser.open(page)
@@ -72,6 +73,9 @@ def test_two_volumes_are_tagged_by_keys(browser, volumes, tmp_path):
     assert labels_of(volumes, downloads / "tags.csv") == {"first": TAGS, 'it\'s <b>, "2"': TAGS}
     browser.picture(tmp_path / "tagged.png")
     assert browser.complaints() == []  # no error, and nothing that the policy forbids
+    words = ["train", volumes, "--tags", downloads / "tags.csv", "--bundle", "brats_flair", "--out", tmp_path / "RUN"]
+    assert weakseg([*map(str, words), *TINY[:-1], *SHORT]) == 0
+    assert len((tmp_path / "RUN" / "models" / "model.training.txt").read_text().splitlines()) == 2
 
 
 def test_a_draft_comes_back_and_a_file_takes_its_place(browser, volumes, tmp_path):
