@@ -2,9 +2,9 @@
 
     python -m packing.pack [bundles/brats_flair ...] [--output_dir dist] [--export_dir dist/export]
 
-    dist/brats_flair-0.6.0/       configs/ (every YAML, and the same as JSON), docs/, models/, custom_modules/ (a copy),
+    dist/brats_flair-0.7.0/       configs/ (every YAML, and the same as JSON), docs/, models/, custom_modules/ (a copy),
                                   LICENSE (code), docs/data_license.txt (weights), SHA256SUMS
-    dist/brats_flair_v0.6.0.zip   holds brats_flair/, the name that `monai.bundle.load` asks for; its own name is the
+    dist/brats_flair_v0.7.0.zip   holds brats_flair/, the name that `monai.bundle.load` asks for; its own name is the
                                   one that `monai.bundle download` looks for where bundles are published
     dist/SHA256SUMS               of the zips
 
