@@ -4,7 +4,7 @@ This is an oracle and no method, for in use nobody knows that threshold; `intens
 Meissen et al. 2021 (arXiv 2109.06023, BrainLes), by their released code:
 
     e(x)    histogram equalised within the body: the share of the body's voxels that are at most as bright as x
-    mask    e(x) >= t: nothing is blurred, nothing removed (Meissen et al. drop components of up to 20 voxels)
+    mask    e(x) > t: nothing is blurred, nothing removed (Meissen et al. drop components of up to 20 voxels)
     t       of `LEVELS` values the one with the best mean Dice, for all volumes together or for each by itself
 
 Their images have no skull. A scalp is as bright as a tumour, so each group is measured twice: in the whole body, and

@@ -20,7 +20,7 @@ Research only: this is not a medical device.
 KNOBS = "\n\nAny knob of the bundle may follow as --KNOB VALUE (docs/knobs.md)."
 CODES = """
 Exit codes: 0 done; 1 an error, or volumes that are left out (the last lines say why); 2 a wrong command line:
-an unknown option or knob, a path or bundle that does not exist; 130 stopped by Ctrl-C.
+an unknown option or knob, a bundle or a folder that does not exist; 130 stopped by Ctrl-C.
 """
 BUNDLE = "brats_flair (brain tumour in FLAIR), chaos_kidney (kidneys in T2-SPIR), or the folder of another bundle"
 

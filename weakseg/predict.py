@@ -61,7 +61,8 @@ def _cases(options: Namespace, record: Mapping | None, given: Mapping[str, str])
     if "datalist" in given:
         datalist, sections = Path(given["datalist"]), (*HELD_OUT, "training")
     else:
-        datalist, sections = options.model.absolute() / record["datalist"] if record else Path(), HELD_OUT
+        datalist = options.model.absolute() / record["datalist"] if record else Path()
+        sections = (*HELD_OUT, "training") if "section" in given else HELD_OUT
     if not datalist.is_file():  # which the bundle says
         return {}
     content, own = read_json(datalist), {} if "datalist" in given else {"datalist": datalist}

@@ -151,7 +151,7 @@ def _warn_once(*message: object) -> None:
 
 def _name_oddities(path: Path, content: Mapping, lists: Mapping[str, list], folders: Sequence[Path]) -> None:
     """Logs what would be lost or counted twice: lists under another name, and images that are listed more than once."""
-    for key in content.keys() - lists.keys():
+    for key in sorted(content.keys() - lists.keys()):
         if isinstance(content[key], list) and any(isinstance(item, dict) for item in content[key]):
             _warn_once("%s: %r is no section, its cases are left out; sections are %s.", path, key, ", ".join(SECTIONS))
     places = defaultdict(list)

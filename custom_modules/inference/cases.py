@@ -79,7 +79,7 @@ def _unique_stems(cases: Sequence[Mapping]) -> list[str]:
     stems = [flat_name(stem_of(file)) if file else name for file, name in zip(files, names)]
     counts, taken = Counter(map(folded, stems)), set(map(folded, names))  # another case may fall back on its name
     return [
-        stem if counts[folded(stem)] == 1 and (stem == name or folded(stem) not in taken) else name
+        stem if counts[folded(stem)] == 1 and (folded(stem) == folded(name) or folded(stem) not in taken) else name
         for name, stem in zip(names, stems)
     ]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import pickle
+import shlex
+import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import BinaryIO
 import torch
 from torch import nn
 
-from custom_modules.files import is_whole, read_json_or_empty
+from custom_modules.files import atomic_path, is_whole, read_json_or_empty
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +46,28 @@ def load_weights(
     return network
 
 
-def mark_weights(path: str | Path | BinaryIO, bundle_root: str | Path) -> None:
-    """Writes the name of a bundle into a file of weights, where any copy of the file keeps it.
+def write_mark(weights: str | Path | BinaryIO, bundle_root: str | Path) -> None:
+    """Writes the name of a bundle into a new file of weights, where any copy of the file keeps it.
 
     The file is a ZIP archive, and the name is the archive's comment: the tensors stay as they are, and every version
     loads them.
     """
     if name := _bundle_name(bundle_root):
-        with zipfile.ZipFile(path, "a") as archive:
+        with zipfile.ZipFile(weights, "a") as archive:
             archive.comment = name.encode()
+
+
+def mark_weights(path: str | Path, bundle_root: str | Path) -> None:
+    """Writes the name of a bundle into weights of before.
+
+    Raises:
+        ValueError: the file is damaged or holds no weights.
+    """
+    if not is_whole(path):
+        raise ValueError(f"{str(path)!r} is damaged or no file of weights; it was not marked.")
+    with atomic_path(path) as aside:
+        shutil.copyfile(path, aside)
+        write_mark(aside, bundle_root)
 
 
 def check_bundle(weights: Sequence[str | Path | None], bundle_root: str | Path) -> None:
@@ -64,14 +79,15 @@ def check_bundle(weights: Sequence[str | Path | None], bundle_root: str | Path) 
     """
     own = _bundle_name(bundle_root)
     for path in dict.fromkeys(map(str, filter(None, weights))) if own else ():
-        name = _mark(path) or _bundle_name(Path(path).resolve().parent.parent)
+        mark = _mark(path)
+        name = mark or _bundle_name(Path(path).resolve().parent.parent)
         if name and name != own:
             raise ValueError(f"the weights {path!r} are of the bundle {name!r}; this is {own!r}. Run that one.")
-        if not name and Path(path).is_file():
+        if not name and mark is not None:
+            code = f"from {__name__} import mark_weights; mark_weights({path!r}, {str(bundle_root)!r})"
             logger.warning(
                 "%s does not say which bundle it is of (made before 0.7.0, or saved anew); with weights of another"
-                " than %r the masks are wrong. If it is of this one, mark it: python -c \"from %s import mark_weights; "
-                "mark_weights('%s', '%s')\"", path, own, __name__, path, bundle_root
+                " than %r the masks are wrong. If it is of this one, mark it: python -c %s", path, own, shlex.quote(code)
             )  # fmt: skip
 
 
@@ -79,11 +95,13 @@ def _bundle_name(root: str | Path) -> str | None:
     return read_json_or_empty(Path(root) / "configs" / "metadata.json").get("name")
 
 
-def _mark(path: str | Path) -> str:
-    if not zipfile.is_zipfile(path):
-        return ""
-    with zipfile.ZipFile(path) as archive:
-        return archive.comment.decode(errors="replace")
+def _mark(path: str | Path) -> str | None:
+    """Reads the name in a file of weights, empty if it has none; None if it is no such file (`load_weights` says so)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.comment.decode(errors="replace")
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None
 
 
 def training_list(weights: str | Path) -> Path:

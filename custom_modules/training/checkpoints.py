@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from custom_modules.files import atomic_path, is_whole, lock_folder, remove_partial, unlock_folder
-from custom_modules.networks.weights import mark_weights, training_cases, training_list
+from custom_modules.networks.weights import training_cases, training_list, write_mark
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class AveragedWeights:
         state = {k: (v.half() if v.is_floating_point() else v).cpu() for k, v in state.items()}
         with atomic_path(self.path) as aside, open(aside, "w+b") as file:  # given a path, torch.save stores its name
             torch.save(state, file)
-            mark_weights(file, self.bundle_root)
+            write_mark(file, self.bundle_root)
         with atomic_path(training_list(self.path)) as aside:
             aside.write_text("".join(f"{case}\n" for case in self.cases), encoding="utf-8")
 

@@ -18,8 +18,7 @@ The largest components are kept, closed and filled (a cavity belongs to its tumo
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import nibabel as nib
 import numpy as np
@@ -44,14 +43,14 @@ STEPS, STEP = 3, 2  # how often, and by how many pixels, a component may grow
 MIN_PIXELS = 6  # of a component
 
 
-def sign_of_maps(maps_dir: str | Path, given: int | None = None) -> int:
+def sign_of_maps(cases: Sequence[Mapping], given: int | None = None) -> int:
     """Says whether the target is brighter (1) or darker (-1) than its surroundings, by the maps of the tagged slices.
 
     A map is signed: positive where the condition y1 brightens, negative where it darkens. The target stands out, so the
     tail of its side is the heavier one: m = sum a^3 / sum |a|^3 of a map a, in [-1, 1]; the median of m decides.
 
     Args:
-        maps_dir: maps that `write_maps` has written.
+        cases: with `map_file` each (`mapped_cases`).
         given: the knob `label_sign`, which wins.
 
     Raises:
@@ -61,8 +60,7 @@ def sign_of_maps(maps_dir: str | Path, given: int | None = None) -> int:
         if given not in (1, -1):
             raise ValueError(f"label_sign must be 1 (bright target), -1 (dark) or null (by the maps); got {given}.")
         return given
-    files = sorted(Path(maps_dir).glob("*/*_saliency.nii.gz"))
-    cubes = (np.asarray(nib.load(file).dataobj, np.float64) ** 3 for file in files)
+    cubes = (np.asarray(nib.load(case["map_file"]).dataobj, np.float64) ** 3 for case in cases)
     tails = [cube.sum() / max(np.abs(cube).sum(), TINY) for cube in cubes]
     sign = -1 if tails and np.median(tails) < 0 else 1
     agree = sum(tail * sign > 0 for tail in tails)

@@ -29,7 +29,7 @@ class SliceDataset(Dataset):
 
     Every volume is read and prepared once by `preprocessing` (deterministic; gives `image` (1, H, W, D) in [-1, 1] and
     a tag volume `slice_labels`), and kept in `cache_dir` for the next run. The key of the cache is the case's entry and
-    every setting of `preprocessing`, and size and time of the files. Slices without any tissue are left out.
+    every setting of `preprocessing`, and size, time and inode of the files. Slices without any tissue are left out.
 
     A mask is never read here: items have a `label` only if `preprocessing` adds one, as `distill.yaml` does from maps,
     and `train_supervised.yaml`, alone, from masks.

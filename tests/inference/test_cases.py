@@ -75,6 +75,7 @@ def test_colliding_stems_give_way_to_the_case():
 def test_stems_differ_on_file_systems_that_ignore_case():
     assert stems(("a", "/a/T2.nii.gz"), ("b", "/b/t2.nii.gz")) == ["a", "b"]
     assert stems(("a", "/x/B.nii.gz"), ("b", "/y/DICOM_anon")) == ["a", "b"]
+    assert stems(("p1", "/a/P1.nii.gz")) == ["P1"]
 
 
 def test_a_stem_never_takes_the_name_of_another_case():

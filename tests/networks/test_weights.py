@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
+import zipfile
 
 import pytest
 import torch
 
-from custom_modules.networks.weights import check_bundle, load_weights
+from custom_modules.networks.weights import check_bundle, load_weights, mark_weights
+from tests.helpers.bundles import REPO
 from tests.helpers.tiny_network import tiny_network
 
 
@@ -50,10 +53,11 @@ def test_weights_in_the_folder_of_another_bundle_are_refused(tmp_path, caplog):
 
 def test_marked_weights_are_known_wherever_a_copy_lies(tmp_path, caplog):
     brain, kidney = bundle(tmp_path, "brain", name="brain"), bundle(tmp_path, "kidney", name="Niere, ü")
-    copy = shutil.copy(kidney / "models" / "model.pt", tmp_path / "copy.pt")
+    copy = shutil.copy(kidney / "models" / "model.pt", tmp_path / "the copy's copy.pt")
     check_bundle([copy], brain)
     assert re.search("copy.pt does not say which bundle it is of .* mark it: python -c", caplog.text)
-    exec(re.search('python -c "(.*)"', caplog.text)[1].replace(str(brain), str(kidney)), {})
+    code = shlex.split(re.search("python -c (.*)", caplog.text)[1])[0]
+    exec(code.replace(str(brain), str(kidney)), {})
     caplog.clear()
     check_bundle([copy], kidney)
     assert not caplog.messages
@@ -63,3 +67,25 @@ def test_marked_weights_are_known_wherever_a_copy_lies(tmp_path, caplog):
     expected = tiny_network(seed=3).state_dict()
     loaded = load_weights(tiny_network(), copy).state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in expected.items())
+
+
+def test_damaged_weights_are_not_marked_and_left_to_the_loader(tmp_path, caplog):
+    brain = bundle(tmp_path, "brain", name="brain")
+    weights = tmp_path / "weights.pt"
+    content = bytearray((brain / "models" / "model.pt").read_bytes())
+    content[content.rindex(b"PK\x01\x02")] ^= 1  # in the central directory, which ends the archive
+    weights.write_bytes(content)
+    check_bundle([weights], brain)
+    assert not caplog.messages
+    with pytest.raises(ValueError, match="is damaged or no file of weights; it was not marked"):
+        mark_weights(weights, brain)
+    assert weights.read_bytes() == content
+    with pytest.raises(ValueError, match="ckpt_path .*weights.pt' is damaged"):
+        load_weights(tiny_network(), weights)
+
+
+@pytest.mark.parametrize("name", ["brats_flair", "chaos_kidney"])
+def test_shipped_weights_are_marked(name):
+    root = REPO / "bundles" / name
+    with zipfile.ZipFile(root / "models" / "model.pt") as archive:
+        assert archive.comment.decode() == json.loads((root / "configs" / "metadata.json").read_text())["name"]

@@ -152,15 +152,15 @@ def test_the_heavier_tail_of_the_maps_is_the_targets(tmp_path, caplog):
     caplog.set_level("INFO")
     dark = np.full((10, 10, 1), 0.1, np.float32)
     dark[:2, 0] = -1
-    for name, array in {"a": dark, "b": dark, "c": -dark}.items():
-        save_nifti(array, tmp_path / name / f"{name}_saliency.nii.gz")
-    assert sign_of_maps(tmp_path) == -1 and "darker than its surroundings in 2 of 3 maps" in caplog.text
-    save_nifti(0 * dark, tmp_path / "d" / "d_saliency.nii.gz")
-    (tmp_path / "a" / "a_saliency.nii.gz").unlink()
-    assert sign_of_maps(tmp_path) == sign_of_maps(tmp_path / "none") == 1, "0 on the median, or no map"
-    assert [sign_of_maps(tmp_path, given) for given in (1, -1)] == [1, -1]
+    cases = []
+    for name, array in {"a": dark, "b": dark, "c": -dark, "empty": 0 * dark}.items():
+        save_nifti(array, tmp_path / f"{name}.nii.gz")
+        cases.append({"map_file": str(tmp_path / f"{name}.nii.gz")})
+    assert sign_of_maps(cases[:3]) == -1 and "darker than its surroundings in 2 of 3 maps" in caplog.text
+    assert sign_of_maps(cases[1:]) == sign_of_maps([]) == 1, "0 on the median, or no map"
+    assert [sign_of_maps(cases, given) for given in (1, -1)] == [1, -1]
     with pytest.raises(ValueError, match="label_sign must be 1 .bright target., -1 .dark. or null .*; got 0"):
-        sign_of_maps(tmp_path, 0)
+        sign_of_maps(cases, 0)
 
 
 @pytest.mark.parametrize("num_components", [1, 2])

@@ -96,3 +96,5 @@ def test_the_section_is_one_that_the_datalist_has(data, tmp_path, capsys):
     assert evaluated(*words, "--datalist", other)["section"] == "validation"
     own.write_text(json.dumps({"training": [LABELLED]}))
     assert evaluated(*words[:1], "--model", run, "--out", tmp_path / "OUT")["datalist"] is None, "nothing was held out"
+    words = [data, "--model", run, "--out", tmp_path / "OUT", "--section", "training"]
+    assert evaluated(*words) == {"datalist": own, "section": "training"}, "as asked"
