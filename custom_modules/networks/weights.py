@@ -87,7 +87,8 @@ def check_bundle(weights: Sequence[str | Path | None], bundle_root: str | Path) 
             code = f"from {__name__} import mark_weights; mark_weights({path!r}, {str(bundle_root)!r})"
             logger.warning(
                 "%s does not say which bundle it is of (made before 0.7.0, or saved anew); with weights of another"
-                " than %r the masks are wrong. If it is of this one, mark it: python -c %s", path, own, shlex.quote(code)
+                " than %r the masks are wrong. If it is of this one, mark it: python -c %s",
+                path, own, shlex.quote(code),
             )  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def _bundle_name(root: str | Path) -> str | None:
 
 
 def _mark(path: str | Path) -> str | None:
-    """Reads the name in a file of weights, empty if it has none; None if it is no such file (`load_weights` says so)."""
+    """Reads the name in a file of weights, empty if it has none; None if it is no such file, as `load_weights` says."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.comment.decode(errors="replace")
