@@ -69,6 +69,9 @@ def test_bad_cases_are_named_and_stop_nothing(inferred, odd_volumes):
 )
 def test_the_command_runs_from_any_folder(bundle, cwd, odd_volumes, trained, tmp_path):
     command = inference(bundle, odd_volumes.folder / "one_slice.nii.gz", tmp_path / "out", trained)
+    weights = tmp_path / "model.pt"
+    torch.save(torch.load(trained.weights), weights)  # saved anew, they do not say that they are brats_flair's
+    command += ["--ckpt_path", weights]
     command[2] = "configs/inference.yaml" if cwd else REPO / config(bundle, "inference")
     process = monai_bundle_process(*command, cwd=cwd or tmp_path)
     assert process.returncode == 0, process.stdout
