@@ -113,4 +113,4 @@ def test_onnxruntime_gives_the_networks_outputs(exported, batch):
     assert set(compared) == {"denoiser", "classifier", "segmenter"}
     for name, (found, expected) in compared.items():
         print(f"{name}.onnx, batch {batch}: largest difference {np.abs(found - expected).max():.1e}")
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=3e-5 * np.abs(expected).max())  # float32, summed anew
