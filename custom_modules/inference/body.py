@@ -5,8 +5,8 @@ artefact, one cold voxel, a padding of -1024, an offset. The statistics used her
 
     y      median of each block of 3 x 3 pixels: single odd voxels vanish
     low    background: the median over the slices of their 2nd percentile of y
-    body   y above half of Otsu's threshold within [low, the slices' median 98th percentile], opened; its largest
-           component
+    body   y within [low, the slices' median 98th percentile], above half of Otsu's threshold (less if that is hollow),
+           opened; its largest component
     level  bright tissue: the median over the slices of the body's 90th percentile of y
     x'     r (1 + r^8)^(-1/8) with r = max(x - low, 0) / (1.4 (level - low)): linear, then saturating at 1
 
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 CROSS = ndimage.generate_binary_structure(2, 1)  # a pixel and its four neighbours
 IN_PLANE = CROSS[:, :, None]  # the same in each slice of a volume (H, W, D)
 BLOCK = 3  # pixels
+HOLLOW = 0.3  # share of its box that a body fills at least: heads and trunks of three sources 0.33 to 0.6
 UPPER = 1.4  # times the body's level: about the 99.5th percentile of a volume (LGG, BraTS, CHAOS: 1.4 to 1.6)
 BRIGHT, DARK, DEAD = 1.75, 0.5, 0.15  # times the neighbours' level; in 110 volumes of three sources, none strays
 BOX = "body_box"  # key of the meta data under which the box travels from the scale to the crop
@@ -65,9 +66,8 @@ def find_body(image: np.ndarray) -> Body:
 def _find_body(y: np.ndarray) -> Body:
     """Finds the body in the medians `y` of a volume's blocks."""
     body, y = _outline(y)
-    area = body.mask.sum(axis=(0, 1))
-    slices = np.flatnonzero(area > area.max() / 4)  # those at the ends show too little of the body to count
-    levels = [np.percentile(y[..., k][body.mask[..., k]], 90) for k in slices]
+    area = body.mask.sum(axis=(0, 1))  # slices at the ends show too little of the body to count
+    levels = [np.percentile(y[..., k][body.mask[..., k]], 90) for k in np.flatnonzero(area > area.max() / 4)]
     return body._replace(level=float(np.median(levels))) if levels else body
 
 
@@ -95,11 +95,8 @@ def _block_medians(image: np.ndarray) -> np.ndarray:
 
 
 def _filling(y: np.ndarray) -> tuple[float, float] | None:
-    """Finds a constant that surrounds the image but is no background: far below the image, or amid its tissue.
-
-    The zeros around a stripped head may be far below its tissue and are its background. A constant below is a filling
-    only if it is negative while the image is not, or if the image within it is a whole block.
-    """
+    """Finds a constant that surrounds the image but is no background: amid its tissue, or far below it and either
+    negative while the image is not, or around a whole block (the zeros around a stripped head are its background)."""
     constant = y[0, 0, 0]
     void = y == constant
     if not 0.02 < void.mean() < 1:
@@ -117,29 +114,31 @@ def _largest_bright(image: np.ndarray) -> np.ndarray:
     """Finds the largest component above half of Otsu's threshold, (H, W, D) bool, in `image` (H, W, D) >= 0.
 
     Half of Otsu's threshold separates tissue from air in MR, whether or not the skull was stripped. The opening and the
-    largest component leave noise out.
+    largest component leave noise out. Where fat is far brighter than all else, only its ring lies above, which leaves
+    its box empty; then Otsu's threshold of what lies below separates the rest from air.
     """
-    mask = image > 0.5 * threshold_otsu(image.ravel())
-    for combine in (np.logical_and, np.logical_or):  # erosion, dilation: an opening, ten times as fast as SciPy's
-        rim = np.pad(mask, [(1, 1), (1, 1), (0, 0)])  # what is outside is background
-        neighbours = rim[:-2, 1:-1], rim[2:, 1:-1], rim[1:-1, :-2], rim[1:-1, 2:]
-        mask = functools.reduce(combine, neighbours, mask)
-    return get_largest_connected_component_mask(mask, connectivity=1)
+    threshold = 0.5 * threshold_otsu(image.ravel())
+    for _ in range(4):
+        mask = image > threshold
+        for combine in (np.logical_and, np.logical_or):  # erosion, dilation: an opening, ten times as fast as SciPy's
+            rim = np.pad(mask, [(1, 1), (1, 1), (0, 0)])  # what is outside is background
+            mask = functools.reduce(combine, [rim[:-2, 1:-1], rim[2:, 1:-1], rim[1:-1, :-2], rim[1:-1, 2:]], mask)
+        mask = get_largest_connected_component_mask(mask, connectivity=1)
+        if not mask.any() or mask[ndimage.find_objects(mask.astype(np.uint8))[0]].mean() > HOLLOW:
+            break
+        threshold = threshold_otsu(image[image < threshold])
+    return mask
 
 
 def level_slices(image: torch.Tensor, y: np.ndarray) -> tuple[torch.Tensor, np.ndarray, list[int]]:
     """Brings slices whose level strays from their neighbours' to the neighbours' level, and fills dead ones from them.
 
     The level of a slice is its median, above the background, where most slices show tissue: a lesion is smaller than
-    that. That of its neighbours is the median of up to three slices on either side: anatomy changes slowly enough. The
-    slices at both ends may be dark.
-
-    Args:
-        image: (H, W, D) float32.
-        y: medians of its blocks, (H / 3, W / 3, D).
+    that. That of its neighbours is the median of up to three slices on either side. The slices at the ends may be dark.
 
     Returns:
-        `image` and `y`, mended (or themselves), and the indices of the slices that strayed.
+        `image` (H, W, D) float32 and the medians of its blocks `y` (H / 3, W / 3, D), mended (or themselves), and the
+        indices of the slices that strayed.
     """
     low = np.median(np.percentile(y.reshape(-1, y.shape[2]), 2, axis=0))
     usual_slice = np.median(y, axis=2) - low

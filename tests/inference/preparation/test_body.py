@@ -94,6 +94,16 @@ def test_the_zeros_around_even_tissue_are_its_background():
     assert (body.low, body.level, body.filling) == (0, 180, None) and body.mask.sum() > 200
 
 
+@pytest.mark.parametrize("ratio", [2, 4, 5, 20])
+def test_a_ring_of_bright_fat_is_not_the_body(ratio):
+    """Fat `ratio` times as bright as what it surrounds: at 4 and 5, half of Otsu's threshold lies above most of that."""
+    random, head, inside = np.random.default_rng(0), disc(48, 120, 5), disc(42, 120, 5)
+    noise = np.abs(random.normal(0, 0.5, head.shape))
+    tissue = random.uniform(5, 15, head.shape) * np.where(inside, 1, ratio)
+    image = np.where(head, tissue, 0) + noise
+    assert 9 * find_body(image.astype(np.float32)).mask.sum() > 0.9 * head.sum()
+
+
 def test_empty_slices_at_the_ends_do_not_count(phantom):
     longer = np.pad(phantom, [(0, 0), (0, 0), (3, 2)])
     assert np.abs(scaled(longer)[..., 3:-2] - scaled(phantom))[phantom > TISSUE].max() < 0.03
