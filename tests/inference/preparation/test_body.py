@@ -96,7 +96,7 @@ def test_the_zeros_around_even_tissue_are_its_background():
 
 @pytest.mark.parametrize("ratio", [2, 4, 5, 20])
 def test_a_ring_of_bright_fat_is_not_the_body(ratio):
-    """Fat `ratio` times as bright as what it surrounds: at 4 and 5, half of Otsu's threshold lies above most of that."""
+    """Fat `ratio` times as bright as what it surrounds: at 4 and 5, half of Otsu's threshold lies above most of it."""
     random, head, inside = np.random.default_rng(0), disc(48, 120, 5), disc(42, 120, 5)
     noise = np.abs(random.normal(0, 0.5, head.shape))
     tissue = random.uniform(5, 15, head.shape) * np.where(inside, 1, ratio)
