@@ -68,8 +68,7 @@ def written(bundle: Path) -> dict[str, str]:
     own = (bundle / BUNDLE).read_text(encoding="utf-8")
     texts = {file.name: file.read_text(encoding="utf-8") for file in sorted(SHARED.iterdir()) if file.name != PARTS}
     return {
-        file: HEAD.format(file=file)
-        + expand(text, own).replace("bundles/NAME/", f"bundles/{bundle.name}/")
+        file: HEAD.format(file=file) + expand(text, own).replace("bundles/NAME/", f"bundles/{bundle.name}/")
         for file, text in texts.items()
     }
 
