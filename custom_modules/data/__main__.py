@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from custom_modules.data.layouts import CHAOS_KIDNEYS, LAYOUTS, find_cases
-from custom_modules.data.splits import expand_splits, read_splits, split_cases
+from custom_modules.data.splits import (
+    Listed,
+    expand_splits,
+    read_splits,
+    same_images,
+    split_cases,
+    warn_of_patients_apart,
+)
 from custom_modules.data.tags import read_tags, tag_cases
 from custom_modules.files import atomic_path
 
@@ -87,6 +94,7 @@ def build_datalist(
     rule = {"target_labels": target_labels, "slice_axis": slice_axis, "min_area": min_area}
     cases = find_cases(root, layout, glob, output_dir)
     usable, skipped, notes = tag_cases(cases, read_tags(tags, first_slice) if tags else None, **rule)
+    usable = _without_copies(usable, skipped)
     if not usable:
         raise ValueError("no usable case. " + " ".join(f"{case}: {why}" for case, why in skipped.items()))
     untagged = [item for item in usable if "slice_labels" not in item]
@@ -106,6 +114,15 @@ def build_datalist(
     return skipped
 
 
+def _without_copies(cases: list[dict], skipped: dict[str, str]) -> list[dict]:
+    """Keep one case of each image, with tags if one has them; the others are named in `skipped`."""
+    tagged_first = sorted(cases, key=lambda item: "slice_labels" not in item)
+    listed = [Listed(item["case"], item["image"], item["case"], item.get("channel")) for item in tagged_first]
+    for first, *copies in same_images(listed):
+        skipped |= {copy.case: f"its image is a copy of that of {first.case}; keep one." for copy in copies}
+    return [item for item in cases if item["case"] not in skipped]
+
+
 def _divide(
     tagged: list[dict], splits: Path | None, folds: int, seed: int, hold_out: bool
 ) -> tuple[list[dict[str, list[dict]]], list[str]]:
@@ -116,6 +133,7 @@ def _divide(
         tagged = [item for item in tagged if item["case"] in place]
         if not tagged:
             raise ValueError(f"{splits} names none of the cases found: {', '.join(left_out[:5])} ...")
+        warn_of_patients_apart(tagged, place)
         return expand_splits(tagged, place), left_out
     if hold_out:
         return split_cases(tagged, seed, folds=folds), []

@@ -12,10 +12,8 @@ the folder that was searched. Cases without tags are listed under `untagged`: fi
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,7 +21,7 @@ from pathlib import Path
 from custom_modules.data.geometry import UNREADABLE, one_line, read_geometry
 from custom_modules.data.labels import check_label
 from custom_modules.data.layouts import LAYOUTS, find_cases, name_apart
-from custom_modules.data.splits import SECTIONS
+from custom_modules.data.splits import SECTIONS, Listed, same_images
 from custom_modules.data.tags import tag_cases
 from custom_modules.files import check_name, flat_name, read_json, stem_of
 
@@ -144,29 +142,30 @@ def _same(one: str | Path, other: str | Path) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-@cache
-def _warn_once(*message: object) -> None:
-    logger.warning(*message)
-
-
-def _name_oddities(path: Path, content: Mapping, lists: Mapping[str, list], folders: Sequence[Path]) -> None:
+def _check_lists(path: Path, content: Mapping, lists: Mapping[str, list], folders: Sequence[Path]) -> None:
     """Logs what would be lost or counted twice: lists under another name, and images that are listed more than once."""
-    for key in sorted(content.keys() - lists.keys()):
-        if isinstance(content[key], list) and any(isinstance(item, dict) for item in content[key]):
-            _warn_once("%s: %r is no section, its cases are left out; sections are %s.", path, key, ", ".join(SECTIONS))
-    places = defaultdict(list)
-    for key, items in lists.items():
-        for item in items:
-            item = item if isinstance(item, dict) else {"image": item}
-            if not isinstance(item.get("image"), str):
-                continue
-            named = _absolute({name: item[name] for name in ("case", "image") if name in item}, folders)
-            with contextlib.suppress(ValueError):  # no file has such a name
-                places[os.path.realpath(named["image"]), str(item.get("channel"))].append(f"{named['case']} ({key})")
-    if twice := [", ".join(found) for found in places.values() if len(found) > 1]:
+    others = [key for key in sorted(content.keys() - lists.keys()) if isinstance(content[key], list)]
+    others = [key for key in others if any(isinstance(item, dict) for item in content[key])]
+    items = [(key, item if isinstance(item, dict) else {"image": item}) for key in lists for item in lists[key]]
+    items = [(key, item) for key, item in items if isinstance(item.get("image"), str)]
+    listed = (
+        Listed(flat_name(item.get("case", stem_of(item["image"]))), item["image"], key, str(item.get("channel")))
+        for key, item in items
+    )
+    _warn_once(path, tuple(others), tuple(listed), tuple(folders))
+
+
+@cache  # a run reads its datalist several times
+def _warn_once(path: Path, others: Sequence[str], listed: Sequence[Listed], folders: Sequence[Path]) -> None:
+    for key in others:
+        logger.warning("%s: %r is no section, its cases are left out; sections are %s.", path, key, ", ".join(SECTIONS))
+    twice = [", ".join(f"{one.case} ({one.section})" for one in same) for same in same_images(listed, folders)]
+    if twice:
         more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
-        _warn_once("%s: an image is listed more than once: %s%s. It counts as often, and in training and test it makes "
-                   "results too good; keep one.", path, "; ".join(twice[:3]), more)  # fmt: skip
+        logger.warning(
+            "%s: an image is listed more than once, or a link or a copy of it is: %s%s. It counts as often, and in "
+            "training and test it makes results too good; keep one.", path, "; ".join(twice[:3]), more
+        )  # fmt: skip
 
 
 def _read_sections(path: Path, section: str | Sequence[str] | None, build: str, folders: Sequence[Path]) -> list[dict]:
@@ -179,7 +178,7 @@ def _read_sections(path: Path, section: str | Sequence[str] | None, build: str, 
     held = ", ".join(f"{key} ({len(items)} cases)" for key, items in lists.items()) or "none"
     if missing := [key for key in asked if key not in lists]:
         raise ValueError(f"datalist {path} has no section {', '.join(missing)}; its sections: {held}. {build}")
-    _name_oddities(path, content, lists, folders)
+    _check_lists(path, content, lists, folders)
     # a decathlon list may hold bare paths
     items = [item if isinstance(item, dict) else {"image": item} for key in asked or lists for item in lists[key]]
     items = [{key: value for key, value in item.items() if value is not None} for item in items]

@@ -54,6 +54,11 @@ def series_files(folder: str | Path) -> list[Path]:
     return [Path(header.filename) for header in _one_series(folder)]
 
 
+def patient_id(folder: str | Path) -> str:
+    """Read the PatientID of the series in `folder`; empty where there is none."""
+    return str(_one_series(folder)[0].get("PatientID") or "").strip()
+
+
 def _one_series(folder: str | Path) -> list[Dataset]:
     import itk  # slow to import
     from pydicom import dcmread

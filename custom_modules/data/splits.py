@@ -1,25 +1,125 @@
 """Splits by patient into training, validation and test: random under a seed, or given by a file.
 
 Slices of one patient in both training and test would flatter every result. So patients are divided, not slices, each
-group (hospital, folder) in the same proportions.
+group (hospital, folder) in the same proportions, and an image that is there twice is found.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import random
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from stat import S_ISDIR
+from typing import NamedTuple
 
-from custom_modules.files import flat_name, read_json
+from custom_modules.data.dicom import patient_id
+from custom_modules.files import flat_name, read_json, sha256
 
+logger = logging.getLogger(__name__)
 SECTIONS = ("training", "validation", "test")
+SPOTS, GOLDEN = 8, 0.618  # places of a file that are compared first, spread so that some show tissue
+
+
+class Listed(NamedTuple):
+    """A case as it is listed: an image, or one channel of it, in a section."""
+
+    case: str
+    image: str
+    section: str
+    channel: int | None = None
 
 
 def patient_of(case: str) -> str:
     """Name the patient of a case: time points of BraTS (`BraTS-GLI-00001-000`, `-001`) and files of BIDS
     (`sub-01_ses-1_FLAIR`) share one, other cases do not."""
     return re.sub(r"^(?:(BraTS-[A-Za-z]+-\d+)-\d{3}|(sub-[A-Za-z0-9]+)_.*)$", r"\1\2", case)
+
+
+def patients_of(cases: Sequence[dict]) -> dict[str, str]:
+    """Give {case: patient}: by their names (`patient_of`), and joined where DICOM series have one PatientID.
+
+    One that all series have (anonymised ones, mostly) says nothing; the log says so.
+    """
+    patients = {item["case"]: patient_of(item["case"]) for item in cases}
+    by_id = defaultdict(list)
+    for item in cases:
+        if os.path.isdir(item["image"]) and (number := patient_id(item["image"])):
+            by_id[number].append(item["case"])
+    n_series = sum(map(len, by_id.values()))
+    if len(by_id) == 1 < n_series:
+        logger.warning("all %d DICOM series have one PatientID, so each is taken for a patient of its own; if some are "
+                       "of one patient, put them in one section by --splits.", n_series)  # fmt: skip
+        return patients
+    for names in by_id.values():
+        if len(several := {patients[name] for name in names}) > 1:
+            patients |= {name: patients[names[0]] for name, patient in patients.items() if patient in several}
+    if len(by_id) < n_series:
+        logger.warning("%d DICOM series have %d PatientIDs; those of one stay in one section.", n_series, len(by_id))
+    return patients
+
+
+def same_images(listed: Sequence[Listed], folders: Sequence[str | Path] = ("",)) -> list[list[Listed]]:
+    """Group the entries that are one image: by one name, by links, or as copies (equal bytes) in several sections.
+
+    There may be thousands, on a disk over a network: each costs a call, those of one size some of their bytes, and only
+    those that are equal in these are read.
+
+    Args:
+        listed: the entries; images that do not exist are left out.
+        folders: that relative paths belong to; the first in which an image exists counts.
+    """
+    files: dict[tuple, list[Listed]] = defaultdict(list)
+    with ThreadPoolExecutor(16) as pool:  # such a disk answers slowly, but many at once
+        for one, (path, found) in zip(listed, pool.map(lambda one: _find(one.image, folders), listed)):
+            if found is not None:
+                size = None if S_ISDIR(found.st_mode) else found.st_size
+                files[size, one.channel, found.st_dev, found.st_ino].append(one._replace(image=path))
+        alike = _parted([(key[:2], entries[0]) for key, entries in files.items()])
+        for digest in (_sample, sha256):
+            parts, ones = zip(*((i, one) for i, part in enumerate(alike) for one in part)) if alike else ((), ())
+            digests = pool.map(partial(_digest, digest), ones)
+            alike = _parted([((i, d), one) for i, one, d in zip(parts, ones, digests) if d is not None])
+    return [entries for entries in files.values() if len(entries) > 1] + alike
+
+
+def _parted(keyed: Iterable[tuple[object, Listed]]) -> list[list[Listed]]:
+    """Group the entries by their keys; groups in one section are left out."""
+    parts = defaultdict(list)
+    for key, one in keyed:
+        parts[key].append(one)
+    return [part for part in parts.values() if len({one.section for one in part}) > 1]
+
+
+def _find(image: str, folders: Iterable[str | Path]) -> tuple[str, os.stat_result | None]:
+    for path in (os.path.join(folder, image) for folder in folders):
+        with contextlib.suppress(OSError, ValueError):  # no file has a NUL in its name
+            return path, os.stat(path)
+    return image, None
+
+
+def _digest(digest: Callable[[str], object], one: Listed) -> object:
+    try:
+        return digest(one.image)
+    except (OSError, ValueError):  # reading it will say so
+        return None
+
+
+def _sample(image: str) -> tuple[int, bytes]:
+    """Read 4 kB at `SPOTS` places of a file, or of a series' first one; before them the number of files."""
+    files = [entry.path for entry in os.scandir(image) if entry.is_file()] if os.path.isdir(image) else [image]
+    with open(min(files), "rb", buffering=0) as stream:
+        size, content = os.fstat(stream.fileno()).st_size, b""
+        for spot in range(SPOTS):
+            stream.seek(int(size * (spot * GOLDEN % 1)))  # the header first; none at the edge of every slice
+            content += stream.read(4096)
+    return len(files), content
 
 
 def split_cases(cases: list[dict], seed: int = 0, folds: int = 0) -> list[dict[str, list[dict]]]:
@@ -37,26 +137,27 @@ def split_cases(cases: list[dict], seed: int = 0, folds: int = 0) -> list[dict[s
     Raises:
         ValueError: there are fewer than 2 folds, or more than patients.
     """
-    order = _stratified_order(cases, seed)
+    patients = patients_of(cases)
+    order = _stratified_order(cases, patients, seed)
     if folds < 0 or folds == 1 or folds > len(order):
         raise ValueError(f"folds must be 0, or from 2 to the number of patients ({len(order)}); got {folds}.")
     dealt = [i % folds for i in range(len(order))] if folds else _deal(len(order))
     place = dict(zip(order, dealt, strict=True))
-    return expand_splits(cases, {item["case"]: place[patient_of(item["case"])] for item in cases})
+    return expand_splits(cases, {item["case"]: place[patients[item["case"]]] for item in cases})
 
 
-def _stratified_order(cases: list[dict], seed: int) -> list[str]:
+def _stratified_order(cases: list[dict], patients: Mapping[str, str], seed: int) -> list[str]:
     """List the patients group after group; the order of the groups, and of the patients of a group, is random."""
     group: dict[str, str] = {}
     for item in sorted(cases, key=lambda item: item["case"]):
         hospital = re.match(r"TCGA[_-]([A-Za-z0-9]{2})[_-]", item["case"])
         folder = Path(item["image"]).parent
         folder = folder.parent if folder.name == item["case"] else folder
-        group.setdefault(patient_of(item["case"]), hospital[1] if hospital else folder.name)
-    patients = list(group)
-    random.Random(seed).shuffle(patients)
-    rank = {name: i for i, name in enumerate(dict.fromkeys(group[patient] for patient in patients))}
-    return sorted(patients, key=lambda patient: rank[group[patient]])
+        group.setdefault(patients[item["case"]], hospital[1] if hospital else folder.name)
+    order = list(group)
+    random.Random(seed).shuffle(order)
+    rank = {name: i for i, name in enumerate(dict.fromkeys(group[patient] for patient in order))}
+    return sorted(order, key=lambda patient: rank[group[patient]])
 
 
 def _deal(n: int) -> list[str]:
@@ -68,6 +169,18 @@ def _deal(n: int) -> list[str]:
         unfilled = [name for name in SECTIONS if dealt.count(name) < quota[name]]
         dealt.append(max(unfilled, key=lambda name: i * quota[name] / n - dealt.count(name)))
     return dealt
+
+
+def warn_of_patients_apart(cases: Sequence[dict], place: Mapping[str, str | int]) -> None:
+    """Log the patients whose cases lie in several sections or folds of a given split."""
+    places = defaultdict(dict)
+    for case, patient in patients_of(cases).items():
+        places[patient].setdefault(place[case], case)
+    parted = [found.items() for found in places.values() if len(found) > 1]
+    if apart := [", ".join(f"{case} ({where})" for where, case in found) for found in parted]:
+        more = f" and {len(apart) - 3} more" if len(apart) > 3 else ""
+        logger.warning("the splits part series of one patient (PatientID): %s%s; put them in one section, or results "
+                       "are too good.", "; ".join(apart[:3]), more)  # fmt: skip
 
 
 def expand_splits(cases: list[dict], place: dict[str, str | int]) -> list[dict[str, list[dict]]]:

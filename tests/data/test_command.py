@@ -1,6 +1,7 @@
 """The command that builds datalists, from folders of volumes made on the spot."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,18 @@ def test_broken_volumes_are_reported_and_skipped(tmp_path, capsys):
     assert named(read(tmp_path / "d.json")["training"]) == ["good"] and "skipped (6)" in report
     for why in ("shape: the label's shape (4, 3, 2)", "shifted: the label's affine", "flat_flair.nii.gz must be a 3D"):
         assert why in report
+
+
+def test_a_copy_is_left_out_and_the_tagged_one_kept(tmp_path, capsys):
+    for name in ("p1", "p2", "p3"):
+        brats_case(tmp_path, name)
+    shutil.copy(tmp_path / "p2/p2_flair.nii.gz", tmp_path / "p1/p1_flair.nii.gz")
+    (tmp_path / "tags.csv").write_text("case,slice,label\np2,1,1\np3,1,1\n")
+    for words, kept, left in (((), "p1", "p2"), (("--tags", tmp_path / "tags.csv"), "p2", "p1")):
+        build("brats", "--root", tmp_path, "--output", tmp_path / "d.json", *words)
+        assert sorted(named(read(tmp_path / "d.json")["training"])) == [kept, "p3"]
+        said = capsys.readouterr().out
+        assert f"skipped (1):\n  {left}: its image is a copy of that of {kept}; keep one." in said
 
 
 def test_the_command_fails_when_nothing_is_usable(tmp_path):

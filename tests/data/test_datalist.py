@@ -1,6 +1,8 @@
 """Datalists: read for training, inference and evaluation, and checked. Volumes of a few voxels, made on the spot."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -121,8 +123,32 @@ def test_what_is_listed_twice_or_under_no_section_is_named(dataset, caplog):
     for section in ("training", "test"):
         assert len(load_cases(dataset / "own.json", dataset, section)) == 2
     twice, misspelt = sorted(caplog.messages, key=lambda text: "no section" in text)  # once each
-    assert "own.json: an image is listed more than once: a (training), link (test). It counts" in twice
+    assert "more than once, or a link or a copy of it is: a (training), link (test). It counts" in twice
     assert "own.json: 'validaton' is no section, its cases are left out; sections are training, val" in misspelt
+
+
+def test_a_copy_in_another_section_is_named(dataset, caplog):
+    """Bytes count, neither size nor name; one of a kind in one section is no leak."""
+    image = np.random.default_rng(0).integers(0, 1000, (64, 64, 8), np.int16)
+    for name in "abcd":
+        save_volume(dataset / f"{name}.nii", image + (name == "c"))  # of one size; c differs in all voxels
+    last = (dataset / "a.nii").read_bytes()
+    (dataset / "d.nii").write_bytes(last[:-1] + bytes([last[-1] ^ 1]))  # equal in all spots that are compared first
+    os.link(dataset / "p0/p0_flair.nii.gz", dataset / "hard.nii.gz")
+    for name in ("s1", "s2", "s3"):
+        save_series(dataset / name, np.full((4, 3, 2), len(name) + (name == "s3")), names=range(2))
+    for file in (dataset / "s1").iterdir():
+        shutil.copy(file, dataset / "s2" / file.name)
+    lists = {"training": ["a.nii", "p0/p0_flair.nii.gz", "s1"], "validation": ["c.nii", "d.nii", "s3"]}
+    lists["test"] = ["b.nii", "hard.nii.gz", "s2"]
+    (dataset / "own.json").write_text(json.dumps(lists))
+    assert len(load_cases(dataset / "own.json", dataset)) == 9
+    (text,) = caplog.messages
+    assert "p0_flair (training), hard (test); a (training), b (test); s1 (training), s2 (test). It" in text
+    caplog.clear()
+    (dataset / "one.json").write_text(json.dumps({"training": ["a.nii", "b.nii", "s1", "s2"], "test": ["c.nii"]}))
+    load_cases(dataset / "one.json", dataset)
+    assert caplog.messages == []
 
 
 def test_labelled_cases_bring_their_own_tags_or_those_of_the_label(dataset):

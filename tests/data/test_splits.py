@@ -1,8 +1,10 @@
 """Splits by patient: seeded, stratified, complete."""
 
+import numpy as np
 import pytest
 
-from custom_modules.data.splits import SECTIONS, patient_of, split_cases
+from custom_modules.data.splits import SECTIONS, patient_of, split_cases, warn_of_patients_apart
+from tests.helpers.series import save_series
 from tests.helpers.volumes import named
 
 
@@ -40,6 +42,22 @@ def test_time_points_of_a_patient_stay_together():
     assert (
         patient_of("sub-01_ses-2_FLAIR") == patient_of("sub-01_ses-1_run-1_FLAIR") == "sub-01" != patient_of("sub-011")
     )
+
+
+def test_series_of_one_patient_stay_together(tmp_path, caplog):
+    """By PatientID, and with the time points of that patient by name; one that all have says nothing."""
+    series = [save_series(tmp_path / f"s{i}", np.ones((4, 3, 1)), PatientID=f"P{i % 4}") for i in range(8)]
+    series += [save_series(tmp_path / "sub-01_ses-1", np.ones((4, 3, 1)), PatientID="P0")]
+    cases = [{"case": path.name, "image": str(path)} for path in series] + fake_cases(["sub-01_ses-2", "x"])
+    patients = [{"s0", "s4", "sub-01_ses-1", "sub-01_ses-2"}, {"s1", "s5"}, {"s2", "s6"}, {"s3", "s7"}, {"x"}]
+    for split in split_cases(cases, folds=5):
+        assert set(named(split["test"])) in patients
+    assert set(caplog.messages) == {"9 DICOM series have 4 PatientIDs; those of one stay in one section."}
+    caplog.clear()
+    split_cases([cases[0], cases[4]])  # both P0
+    assert "all 2 DICOM series have one PatientID, so each is taken for a patient of its own; if some" in caplog.text
+    warn_of_patients_apart(cases[:8], {f"s{i}": "test" if i in (0, 1, 4) else "training" for i in range(8)})
+    assert "the splits part series of one patient (PatientID): s1 (test), s5 (training); put" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("sizes", [[0, 0, 0], [1, 0, 0], [2, 0, 0], [1, 1, 1], [8, 1, 1]])
