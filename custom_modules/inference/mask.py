@@ -62,9 +62,7 @@ class SaliencyToMaskd(MapTransform):
         for key in self.key_iterator(out):
             pred = out[key].cpu()  # where masks are made
             region = pred[-1:].as_tensor() > 0.5
-            maps = torch.zeros_like(pred[:-1], dtype=torch.float32)
-            for rows, columns in _box(region[0].numpy()):
-                maps[:, rows, columns] = pred[:-1, rows, columns] * region[:, rows, columns]
+            maps = torch.where(region, pred[:-1].float(), 0.0)
             saliency = maps.mean(dim=0, keepdim=True) if len(maps) > 1 else maps
             mask = self._mask(saliency, region)
             if "stem" in out:  # what SaveImaged names the files by
