@@ -28,7 +28,8 @@ from monai.transforms import MapTransform
 from monai.transforms.utils import get_largest_connected_component_mask
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from scipy import ndimage
-from skimage.filters import threshold_otsu
+
+from custom_modules.inference.mask import otsu_of_volume
 
 logger = logging.getLogger(__name__)
 CROSS = ndimage.generate_binary_structure(2, 1)  # a pixel and its four neighbours
@@ -117,7 +118,7 @@ def _largest_bright(image: np.ndarray) -> np.ndarray:
     largest component leave noise out. Where fat is far brighter than all else, only its ring lies above, which leaves
     its box empty; then Otsu's threshold of what lies below separates the rest from air.
     """
-    threshold = 0.5 * threshold_otsu(image.ravel())
+    threshold = 0.5 * otsu_of_volume(image)
     for _ in range(4):
         mask = image > threshold
         for combine in (np.logical_and, np.logical_or):  # erosion, dilation: an opening, ten times as fast as SciPy's
@@ -126,7 +127,7 @@ def _largest_bright(image: np.ndarray) -> np.ndarray:
         mask = get_largest_connected_component_mask(mask, connectivity=1)
         if not mask.any() or mask[ndimage.find_objects(mask.astype(np.uint8))[0]].mean() > HOLLOW:
             break
-        threshold = threshold_otsu(image[image < threshold])
+        threshold = otsu_of_volume(image[image < threshold])
     return mask
 
 
@@ -231,13 +232,13 @@ def body_mask(image: np.ndarray, erosion: int = 0) -> np.ndarray:
 
 
 def body_box(image: torch.Tensor) -> torch.Tensor:
-    """Marks the body's in-plane bounding box over all slices, (1, H, W, D) bool like `image`, which `ScaleToBodyd`
-    has scaled; for `CropForegroundd`."""
+    """Marks the body's in-plane bounding box over all slices, (1, H, W, 1) bool, of an `image` (1, H, W, D) that
+    `ScaleToBodyd` has scaled; for `CropForegroundd`, whose third margin then has to keep all slices."""
     box = image.meta.get(BOX) if isinstance(image, MetaTensor) else None
     top, bottom, left, right = box or _box(find_body(np.asarray(image[0])).mask, image.shape[1:])
     mask = torch.zeros(image.shape[1:3], dtype=torch.bool)
     mask[top:bottom, left:right] = True
-    return mask[None, :, :, None].expand(image.shape)
+    return mask[None, :, :, None]
 
 
 def _box(mask: np.ndarray, shape: Sequence[int]) -> list[int]:

@@ -158,7 +158,8 @@ class SaliencyInferer(Inferer):
         """
         saliency, seconds, first, size = slices.new_zeros(slices.shape), [], 0, self.batch_size
         hidden = idist.get_rank() > 0 or None  # None: where the output is no terminal
-        with tqdm(total=len(indices), desc="slices", unit="slice", leave=False, disable=hidden) as bar:
+        bar = tqdm(total=len(indices), desc="slices", unit="slice", leave=False, disable=hidden)
+        with bar, autocast(slices.device, False):  # what is around a method's own autocast keeps its copies of weights
             while batch := list(indices[first : first + size]):
                 x_0, start = slices[batch].contiguous(), _clock(slices.device)
                 try:

@@ -62,9 +62,7 @@ class SaliencyToMaskd(MapTransform):
         for key in self.key_iterator(out):
             pred = out[key].cpu()  # where masks are made
             region = pred[-1:].as_tensor() > 0.5
-            maps = torch.zeros_like(pred[:-1], dtype=torch.float32)
-            for rows, columns in _box(region[0].numpy()):
-                maps[:, rows, columns] = pred[:-1, rows, columns] * region[:, rows, columns]
+            maps = torch.where(region, pred[:-1].float(), 0.0)
             saliency = maps.mean(dim=0, keepdim=True) if len(maps) > 1 else maps
             mask = self._mask(saliency, region)
             if "stem" in out:  # what SaveImaged names the files by
@@ -101,9 +99,9 @@ def threshold_slices(
 ) -> np.ndarray:
     """Thresholds the positive part of each slice of `saliency` (D, H, W) inside `region` (D, H, W) bool, to (D, H, W)
     bool. `threshold` is that of `SaliencyToMaskd`; Otsu's thresholds are multiplied by `scale`."""
-    positive = np.maximum(saliency, 0)
     if not isinstance(threshold, str):
-        return region & (positive > threshold)
+        return region & (saliency > max(threshold, 0))
+    positive = np.maximum(saliency, 0)
     thresholds = np.full(len(saliency), np.nan)
     for k in np.flatnonzero(region.any(axis=(1, 2))):
         values = positive[k][region[k]]
@@ -112,6 +110,14 @@ def threshold_slices(
     if threshold == "average_otsu" and np.isfinite(thresholds).any():
         thresholds = np.where(np.isnan(thresholds), np.nan, np.nanmean(thresholds))
     return region & (positive > scale * np.nan_to_num(thresholds, nan=np.inf)[:, None, None])
+
+
+def otsu_of_volume(image: np.ndarray) -> float:
+    """Finds Otsu's threshold of an `image` of millions of voxels, float32: scikit-image's, by torch's histogram, which
+    takes half as long as NumPy's."""
+    low, high = float(image.min()), float(image.max())
+    counts = torch.histc(torch.as_tensor(image), 256, low, high).numpy().astype(float)
+    return float(threshold_otsu(hist=(counts, low + (high - low) / 256 * (np.arange(256) + 0.5))))
 
 
 def slice_axis_of(affine: np.ndarray, orientation: str) -> int:

@@ -6,8 +6,10 @@ import gzip
 import zlib
 
 import nibabel as nib
+import numpy as np
 from monai.data import NibabelWriter
 
+from custom_modules.data.reader import lay_out
 from custom_modules.files import atomic_path
 
 
@@ -46,7 +48,8 @@ class AtomicNibabelWriter(NibabelWriter):
 
     @classmethod
     def create_backend_obj(cls, *args, **kwargs) -> RunLengthImage:
-        return RunLengthImage.from_image(super().create_backend_obj(*args, **kwargs))
+        image = super().create_backend_obj(*args, **kwargs)
+        return RunLengthImage(lay_out(np.asarray(image.dataobj), "F"), image.affine, image.header)  # as in the file
 
     def write(self, filename, verbose: bool = False, **kwargs) -> None:
         with atomic_path(filename) as aside:
