@@ -10,7 +10,7 @@ from monai.transforms import LoadImage
 
 from custom_modules.data.geometry import read_geometry
 from custom_modules.data.labels import check_label, load_label
-from custom_modules.data.reader import VolumeReader
+from custom_modules.data.reader import VolumeReader, lay_out
 from custom_modules.inference.cases import CaseDataset
 from custom_modules.inference.writers import AtomicNibabelWriter
 from tests.helpers.evaluators import PREPROCESSING
@@ -32,6 +32,15 @@ def edited(path, form, offset, *values):
     struct.pack_into(form, content, offset, *values)
     path.write_bytes(gzip.compress(bytes(content)))
     return path
+
+
+def test_a_volume_is_laid_out_anew_without_a_change():
+    values = np.arange(60, dtype=">i2").reshape(3, 4, 5)
+    for order, flag in (("C", "c_contiguous"), ("F", "f_contiguous")):
+        for array in (values, np.asfortranarray(values)):
+            out = lay_out(array, order)
+            assert np.array_equal(out, values) and out.dtype == values.dtype and getattr(out.flags, flag)
+    assert np.array_equal(lay_out(values[0], "F"), values[0])  # a plane stays as it is
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (0.94, 1.03, 2.2001)])

@@ -29,6 +29,20 @@ def test_a_volume_equals_its_stacked_slices(batch_size):
     assert all(given is network for given in method.networks)
 
 
+def test_a_volume_has_one_autocast_around_all_batches():
+    """So torch keeps the bf16 copies of the weights from batch to batch; what is outermost is off."""
+    depths = []
+
+    def method(x_0, network, slices):
+        depths.append(torch.autocast_increment_nesting() - 1)
+        torch.autocast_decrement_nesting()
+        assert not torch.is_autocast_enabled("cpu")
+        return x_0
+
+    inferer(method, batch_size=2)(ball(), nn.Identity())
+    assert len(depths) == 3 and set(depths) == {1}
+
+
 def test_each_volume_of_a_batch_for_itself():
     image = torch.cat([ball(seed=1), ball(seed=2)])
     run = inferer(gate="tags", batch_size=2)
