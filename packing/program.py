@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser
 from packing.configs import SHARED, expand
 
 SECTIONS = ("slice_size", "preprocessing", "methods#segmenter", "method_factory", "inferer", "postprocessing")
-WRITTEN_FOR = "8a1252829c4ad11a"  # fingerprint of these sections
+WRITTEN_FOR = "a9575c8cbd466aeb"  # fingerprint of these sections
 # ids that may differ: what the program is given, how a host writes its files, and what only warns
 FREE = re.compile(
     "^preprocessing#transforms#7#margin#[01]$|^inferer#appearance#|"

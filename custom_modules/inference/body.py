@@ -231,14 +231,14 @@ def body_mask(image: np.ndarray, erosion: int = 0) -> np.ndarray:
     return ndimage.binary_erosion(mask, IN_PLANE, iterations=erosion) if erosion else mask  # 0 would mean: until empty
 
 
-def body_box(image: torch.Tensor) -> torch.Tensor:
-    """Marks the body's in-plane bounding box over all slices, (1, H, W, 1) bool, of an `image` (1, H, W, D) that
-    `ScaleToBodyd` has scaled; for `CropForegroundd`, whose third margin then has to keep all slices."""
+def body_box(image: torch.Tensor) -> np.ndarray:
+    """Marks the body's in-plane bounding box over all slices, (1, H, W, D) bool like `image`, which `ScaleToBodyd`
+    has scaled; for `CropForegroundd`, which looks through an array five times as fast as through a tensor."""
     box = image.meta.get(BOX) if isinstance(image, MetaTensor) else None
     top, bottom, left, right = box or _box(find_body(np.asarray(image[0])).mask, image.shape[1:])
-    mask = torch.zeros(image.shape[1:3], dtype=torch.bool)
+    mask = np.zeros(image.shape[1:3], bool)
     mask[top:bottom, left:right] = True
-    return mask[None, :, :, None]
+    return np.broadcast_to(mask[None, :, :, None], image.shape)
 
 
 def _box(mask: np.ndarray, shape: Sequence[int]) -> list[int]:

@@ -22,7 +22,7 @@ def scaled(image: np.ndarray) -> np.ndarray:
 
 def sides(image: np.ndarray) -> list[int]:
     """First and last row and column of the body's box."""
-    box = body_box(torch.as_tensor(scaled(image))[None])[0, ..., 0].numpy()
+    box = body_box(torch.as_tensor(scaled(image))[None])[0, ..., 0]
     return [int(edge) for axis in (1, 0) for edge in np.flatnonzero(box.any(axis=axis))[[0, -1]]]
 
 

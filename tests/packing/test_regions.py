@@ -82,6 +82,6 @@ def test_scale_and_box_are_those_of_the_bundle(shape, background):
     expected = ScaleToBodyd("image")({"image": volume})["image"]
     scaled = torch.jit.script(body.scale_to_body)(torch.as_tensor(image))
     torch.testing.assert_close(scaled, expected[0].movedim(-1, 0), rtol=0, atol=1e-6)
-    box = body_box(expected)[0, ..., 0]
+    box = torch.as_tensor(body_box(expected)[0, ..., 0].copy())
     bounds = (*regions.bounds(box.any(dim=1), 4), *regions.bounds(box.any(dim=0), 0))
     assert torch.jit.script(body.body_box)(scaled, [4, 0]) == bounds
