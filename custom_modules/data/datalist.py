@@ -88,8 +88,6 @@ def load_cases(
     for item in items:
         if output_dir and os.path.isdir(item["image"]) and _same(Path(output_dir) / item["case"], item["image"]):
             item["error"] = "its results would be written among the files of its DICOM series; give another output_dir."
-        if item.get("label") == item["image"]:
-            item["error"] = "its label is its image; name the mask in the datalist."
     return [{key: value for key, value in item.items() if with_label or key != "label"} for item in items]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import logging
 import math
 import os
@@ -105,7 +106,7 @@ def load_label(path: str | Path, image: str | Path | None = None) -> np.ndarray:
     if array.ndim != 3 or not np.isfinite(array).all():
         raise ValueError(f"label {path} must be a 3D volume of finite values; got shape {array.shape}.")
     if image is not None:
-        array = nib.apply_orientation(array, _turn(label, image))
+        array = nib.apply_orientation(array, _turn(label, path, image))
     whole = np.rint(array, dtype=np.float64)
     wrong = (np.abs(array - whole) > 0.01) | (whole < 0) | (whole >= 2**31)
     if wrong.any():  # a probability, a mask that was interpolated, 255 as int8
@@ -122,11 +123,13 @@ def check_label(path: str | Path, image: str | Path) -> None:
     if os.path.isdir(path):
         load_label(path, image)
     else:
-        _turn(open_nifti(path), image)
+        _turn(open_nifti(path), path, image)
 
 
-def _turn(label: nib.Nifti1Image, image: str | Path) -> np.ndarray:
+def _turn(label: nib.Nifti1Image, path: str | Path, image: str | Path) -> np.ndarray:
     """Find the flips and the order of axes (3, 2), as nibabel has them, that bring a label onto its image."""
+    if os.path.isfile(image) and filecmp.cmp(path, image, shallow=False):
+        raise ValueError(f"label {path} is its image, or a copy of it; name the mask.")
     shape, affine = stored_geometry(image)
     own, wanted = nib.io_orientation(label.affine), nib.io_orientation(affine)
     turn = nib.orientations.ornt_transform(own, wanted)

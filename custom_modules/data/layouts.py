@@ -152,9 +152,10 @@ def _is_image(path: Path) -> bool:
     """Tell whether `path` is a NIfTI file, or a folder that directly holds DICOM files."""
     if path.is_file():
         return NIFTI.search(path.name) is not None
-    for file in sorted(path.iterdir()) if path.is_dir() else ():
-        may_be = not file.suffix or DICOM.search(file.name) or file.suffix[1:].isdigit()
-        other = file.name.startswith(".") or file.name == "DICOMDIR" or NOT_IMAGES.search(file.stem)
+    files = [file for file in path.iterdir() if file.name[0] != "."] if path.is_dir() else []
+    for i, file in enumerate(sorted(files)):
+        may_be = not file.suffix or DICOM.search(file.name) or file.suffix[1:].isdigit() or i == 0  # one of any ending
+        other = file.name == "DICOMDIR" or NOT_IMAGES.search(file.stem)
         if may_be and not other and file.is_file() and _is_dicom(file):
             return True
     return False

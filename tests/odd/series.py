@@ -76,7 +76,7 @@ ODD_SERIES = {  # stored values, and what happens to each header
     "no_between": (VALUES, only(ALL, "SpacingBetweenSlices", None)),
     "two_dates": (VALUES, only([4, 5], "SeriesDate", "20260102")),
     "scaled": (np.rint(VALUES / SLOPES), scale),
-    "ending": (VALUES, only([], "", None)),  # of its files: .DICOM
+    "ending": (VALUES, only([], "", None)),  # of its files: .bin
     "inverted": (1000 - VALUES, inverted),
     "padded": (np.where(VALUES, VALUES, 63000), lambda h, i: h.add_new(0x00280120, "US", 63000)),
 }
@@ -92,7 +92,7 @@ def save_odd_series(root: Path) -> None:
     for file in (root / "comma").iterdir():
         file.write_bytes(file.read_bytes().replace(b"1.5 ", b"1,5 "))
     for file in list((root / "ending").iterdir()):
-        file.rename(f"{file}.DICOM")
+        file.rename(f"{file}.bin")
     for file in save_edited(root / "no_preamble", VALUES, only([], "", None)).iterdir():
         file.write_bytes(file.read_bytes()[132:])
     save_enhanced(root / "frames", VALUES)
