@@ -23,7 +23,7 @@ except ImportError:  # Windows
 
 DAY = 24 * 60 * 60  # s
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
-RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # devices of Windows, with any ending
+RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[\d¹²³])(\.|$)", re.IGNORECASE)  # devices of Windows, with any ending
 MAX_NAME = 230  # bytes; with `_uncertainty.nii.gz` it has to stay below the 255 of most file systems
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import re
 import sys
 import warnings
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from types import TracebackType
 
+import torch
 from monai.bundle import ConfigParser
 from monai.bundle.scripts import run
 from monai.bundle.utils import ID_SEP_KEY
@@ -83,7 +85,7 @@ def check_knobs(argv: Sequence[str] | None = None) -> None:
 
 
 def _wrong_value(name: str, value: str) -> str | None:
-    """Says what is wrong with a path, or with a number that has to be above 0, or returns None."""
+    """Says what is wrong with a path, a number that has to be above 0, a seed or a device, or returns None."""
     from fire.parser import DefaultParseValue
 
     parsed = DefaultParseValue(value)
@@ -94,7 +96,20 @@ def _wrong_value(name: str, value: str) -> str | None:
         return f"--{name} {value} {how}."
     if ABOVE_ZERO.match(name) and (isinstance(parsed, bool) or not isinstance(parsed, int | float) or not parsed > 0):
         return f"--{name} must be a number above 0; got {value!r}."
+    if name in ("output_dir", "ckpt_dir") and os.path.exists(value) and not os.path.isdir(value):
+        return f"--{name} {value} is a file; give a folder."
+    if name == "seed" and (type(parsed) is not int or parsed < 0):
+        return f"--seed must be a whole number from 0; got {value!r}."
+    if name == "device" and not _usable(value):
+        return f"--device must be one that this PyTorch can use, such as cpu; got {value!r}."
     return None
+
+
+def _usable(device: str) -> bool:
+    try:
+        return torch.device(device).type != "cuda" or torch.cuda.is_available()
+    except RuntimeError:
+        return False
 
 
 def _several_values(argv: Sequence[str]) -> tuple[str, str] | None:

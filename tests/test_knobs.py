@@ -134,6 +134,22 @@ def test_what_has_to_be_above_0_is(tmp_path, name):
         check("--config_file", str(path), f"--{name}={word}")
 
 
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        *((f"--seed={seed}", "seed must be a whole number from 0; got") for seed in ("1.5", "-1", "x", "True", "")),
+        ("--device=gpu", "device must be one that this PyTorch can use, such as cpu; got 'gpu'"),
+        (f"--output_dir={__file__}", "test_knobs.py is a file; give a folder"),
+    ],
+)
+def test_a_seed_a_device_and_a_folder_are_ones(tmp_path, word, why):
+    path = tmp_path / "train.yaml"
+    path.write_text("seed: 0\ndevice: cpu\noutput_dir: o\n")
+    with pytest.raises(ValueError, match=why):
+        check("--config_file", str(path), word)
+    check("--config_file", str(path), "--seed=7", "--device=cpu", f"--output_dir={tmp_path}")
+
+
 @pytest.mark.parametrize("word", ["false", "true", "no", "0"])
 def test_a_switch_is_true_or_false(tmp_path, word):
     path = tmp_path / "train.yaml"

@@ -48,6 +48,9 @@ def run(tmp_path_factory) -> SimpleNamespace:
     (data / "nowhere.nii.gz").symlink_to(root / "nowhere.nii.gz")
     (data / "pair.img").write_bytes(RAW[352:])
     os.mkfifo(data / "pipe.nii")
+    (data / "pages").mkdir()
+    (data / "pages" / "1.dcm").write_bytes(b"<html>")
+    (data / "series.zip").write_bytes(b"PK")
     quick = [word for word in TINY if "image_size" not in word] + [
         "--image_size=48",
         "--gate=all",
@@ -100,5 +103,7 @@ def test_every_bad_one_is_named_with_what_is_wrong_and_a_remedy(run):
     done = sum(path.is_dir() for path in run.out.iterdir())
     assert f"{len(bad)} of {len(bad) + done} cases failed" in run.text  # links are no cases
     (unread,) = re.findall("not read: (.*); give each as a NIfTI file", run.text)
-    assert sorted(path.rpartition("/")[2] for path in unread.split(", ")) == ["nowhere.nii.gz", "pair.img", "pipe.nii"]
+    assert sorted(path.rpartition("/")[2] for path in unread.split(", ")) == [
+        *("1.dcm", "nowhere.nii.gz", "pair.img", "pipe.nii", "series.zip")
+    ]
     assert sorted(path.name for path in run.data.parent.iterdir()) == ["in", "out"]

@@ -131,6 +131,7 @@ def _divide(
         place = read_splits(splits)
         left_out = [item["case"] for item in tagged if item["case"] not in place]
         tagged = [item for item in tagged if item["case"] in place]
+        _report("named in the splits, but not found", sorted(set(place) - {item["case"] for item in tagged}))
         if not tagged:
             raise ValueError(f"{splits} names none of the cases found: {', '.join(left_out[:5])} ...")
         warn_of_patients_apart(tagged, place)

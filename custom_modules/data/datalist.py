@@ -144,14 +144,13 @@ def _same(one: str | Path, other: str | Path) -> bool:
 
 def _check_lists(path: Path, content: Mapping, lists: Mapping[str, list], folders: Sequence[Path]) -> None:
     """Logs what would be lost or counted twice: lists under another name, and images that are listed more than once."""
-    others = [key for key in sorted(content.keys() - lists.keys()) if isinstance(content[key], list)]
-    others = [key for key in others if any(isinstance(item, dict) for item in content[key])]
+    others = {key: value for key, value in content.items() if key not in lists and isinstance(value, list)}
+    others = sorted(key for key, value in others.items() if any(isinstance(item, dict) for item in value))
     items = [(key, item if isinstance(item, dict) else {"image": item}) for key in lists for item in lists[key]]
-    items = [(key, item) for key, item in items if isinstance(item.get("image"), str)]
     listed = (
         Listed(flat_name(item.get("case", stem_of(item["image"]))), item["image"], key, str(item.get("channel")))
-        for key, item in items
-    )
+        for key, item in items if isinstance(item.get("image"), str)
+    )  # fmt: skip
     _warn_once(path, tuple(others), tuple(listed), tuple(folders))
 
 

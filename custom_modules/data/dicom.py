@@ -62,6 +62,7 @@ def patient_id(folder: str | Path) -> str:
 def _one_series(folder: str | Path) -> list[Dataset]:
     import itk  # slow to import
     from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
 
     names = itk.GDCMSeriesFileNames.New()
     names.SetUseSeriesDetails(False)  # they part slices whose thickness or date differs
@@ -69,13 +70,16 @@ def _one_series(folder: str | Path) -> list[Dataset]:
     series: dict[tuple, list[Dataset]] = {}
     for uid in names.GetSeriesUIDs():
         for name in names.GetFileNames(uid):
-            header = dcmread(name, stop_before_pixels=True)
+            try:
+                header = dcmread(name, stop_before_pixels=True)
+            except InvalidDicomError:  # old files, which GDCM lists and does not read
+                raise ValueError(f"{name} lacks the preamble of DICOM; convert the series, as by dcm2niix.") from None
             if (
                 "Rows" in header and header.get("SOPClassUID") != SEGMENTATION
             ):  # reports, and what we write, may lie there
                 series.setdefault((uid, header.Rows, header.Columns), []).append(header)
     if not series:
-        raise ValueError(f"{folder} holds no DICOM series.")
+        raise ValueError(f"{folder} holds no DICOM series; an image is a NIfTI file, or the folder of one series.")
     if len(series) > 1:
         listed = "; ".join(sorted(map(_summary, series.values())))
         raise ValueError(
@@ -136,6 +140,10 @@ def _check_pixels(headers: Sequence[Dataset]) -> None:
     spacings = np.array(_complete(headers, "PixelMeasuresSequence", "PixelSpacing"), float)
     if spacings.min() <= 0 or np.ptp(spacings, axis=0).max() > 1e-3 * spacings.min():
         raise ValueError(f"its PixelSpacing is {_texts(spacings)}; it must be above 0, and the same in all slices.")
+    if len({header.get("PatientID") for header in headers}) > 1:
+        raise ValueError("its slices have several PatientIDs; give the slices of each patient a folder of their own.")
+    if any("MOSAIC" in (header.get("ImageType") or ()) for header in headers):
+        raise ValueError("its images are mosaics, each of all slices; convert it, for example by dcm2niix.")
     if any(header.get("SpacingBetweenSlices") == 0 for header in headers):
         raise ValueError("its SpacingBetweenSlices is 0, which ITK refuses; remove that tag.")
     kinds = {header.get("PhotometricInterpretation") for header in headers}
@@ -160,13 +168,20 @@ def _texts(values: Iterable) -> str:
 
 
 def per_slice(headers: Sequence[Dataset], sequence: str, name: str) -> list:
-    """Read an entry of every slice from its header, or of every frame from its functional groups; None if missing."""
-    values = []
+    """Read numbers of every slice from its header, or of every frame from its functional groups; None if missing.
+
+    Raises:
+        ValueError: they are none.
+    """
+    values: list = []
     for header in headers:
         shared = [*header.get("SharedFunctionalGroupsSequence", ())]
         frames = header.get("PerFrameFunctionalGroupsSequence")
         values += [_in_groups([frame, *shared], sequence, name) for frame in frames] if frames else [header.get(name)]
-    return values
+    try:
+        return [None if value in (None, "") else np.array(value, float).tolist() for value in values]
+    except (TypeError, ValueError):  # a comma, for example
+        raise ValueError(f"its {name} is {_texts(values)}, which is no number; export it again.") from None
 
 
 def _in_groups(groups: Sequence[Dataset], sequence: str, name: str):
@@ -197,24 +212,6 @@ def slice_planes(headers: Sequence[Dataset]) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.array(_complete(headers, *entry), float) for entry in entries)
 
 
-def series_affine(headers: Sequence[Dataset], affine: np.ndarray) -> np.ndarray:
-    """Puts the slices of a series where its headers say: ITK believes SpacingBetweenSlices, even below 0.
-
-    Args:
-        headers: of the slices in order, or of all frames.
-        affine: (4, 4) as ITK has it, RAS in mm.
-
-    Returns:
-        (4, 4), the third axis of which runs from the first position to the last.
-    """
-    positions, _ = slice_planes(headers)
-    affine = np.array(affine)
-    if len(positions) > 1:
-        affine[:3, 2] = [-1, -1, 1] * (positions[-1] - positions[0]) / (len(positions) - 1)  # LPS -> RAS
-        affine[:3, 3] = [-1, -1, 1] * positions[0]
-    return affine
-
-
 def check_planes(positions: np.ndarray, orientations: np.ndarray) -> None:
     """Check that slices at `positions` (D, 3) in mm with `orientations` (D, 6) stack to a volume, in this order.
 
@@ -223,9 +220,14 @@ def check_planes(positions: np.ndarray, orientations: np.ndarray) -> None:
     """
     if np.abs(orientations - orientations[0]).max() > 1e-3:
         raise ValueError("its slices differ in orientation (a localizer?); keep those of one orientation.")
+    row, column = orientations[0].reshape(2, 3)
+    if np.abs([row @ row - 1, column @ column - 1, row @ column]).max() > 1e-2:
+        raise ValueError(
+            f"its ImageOrientationPatient is {orientations[0].tolist()}; it must be two unit vectors at a right angle."
+        )
     if len(positions) < 2:
         return
-    normal = np.cross(orientations[0, :3], orientations[0, 3:])
+    normal = np.cross(row, column)
     depths = (positions - positions[0]) @ normal  # mm
     gaps = np.diff(np.sort(depths))
     step = np.median(gaps)

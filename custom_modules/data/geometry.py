@@ -20,7 +20,7 @@ def stored_geometry(image: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
         array, meta = VolumeReader().get_data(os.fspath(image))
         return tuple(array.shape), np.asarray(meta["affine"])
     header = open_nifti(image)
-    return tuple(header.shape), header.affine
+    return header.shape[:3] + tuple(n for n in header.shape[3:] if n > 1), header.affine
 
 
 def read_geometry(image: str | Path, channel: int | None = None) -> tuple[tuple[int, ...], np.ndarray]:
@@ -30,7 +30,7 @@ def read_geometry(image: str | Path, channel: int | None = None) -> tuple[tuple[
         ValueError: the volume is neither 3D nor 4D with that `channel`; the folder is not one DICOM series.
     """
     shape, affine = stored_geometry(image)
-    if len(shape) == 4 and (shape[3] == 1 or (channel is not None and 0 <= channel < shape[3])):
+    if len(shape) == 4 and channel is not None and 0 <= channel < shape[3]:
         shape = shape[:3]
     if len(shape) != 3:
         wanted = "a 3D volume" if channel is None else f"a 3D volume, or 4D with channel {channel}"

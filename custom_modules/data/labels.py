@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import logging
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -45,6 +47,8 @@ def choose_target(
     named = content.get("target_labels") if isinstance(content, dict) else None
     if named is None:
         return list(default if values is None else values)
+    if not isinstance(named, list) or not all(isinstance(value, int) for value in named):
+        raise ValueError(f"target_labels of {path} must be a list of whole numbers; got {named!r:.40}.")
     if values is not None and set(values) != set(named):
         raise ValueError(
             f"target_labels must be those of {path}, whose tags are of {named or 'all values above 0'}; got {values}. "
@@ -89,6 +93,8 @@ def load_label(path: str | Path, image: str | Path | None = None) -> np.ndarray:
             (`check_label`); there is not one grey PNG of one size per DICOM file.
     """
     path = Path(path)
+    if path.is_dir() and image is not None and not os.path.isdir(image):
+        raise ValueError(f"label {path} is a folder, but {image} is no DICOM series; give a NIfTI file as the label.")
     if path.is_dir():
         array = _load_pngs(path, Path(image or path.with_name("DICOM_anon")))
         if image is not None:
@@ -96,11 +102,11 @@ def load_label(path: str | Path, image: str | Path | None = None) -> np.ndarray:
         return array
     label = load_nifti(path)
     array = np.asanyarray(label.dataobj)
-    array = array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
+    array = array.reshape(array.shape[:3]) if math.prod(array.shape[3:]) == 1 else array
     if array.ndim != 3 or not np.isfinite(array).all():
         raise ValueError(f"label {path} must be a 3D volume of finite values; got shape {array.shape}.")
     if image is not None:
-        array = nib.apply_orientation(array, _turn(label, image))
+        array = nib.apply_orientation(array, _turn(label, path, image))
     whole = np.rint(array, dtype=np.float64)
     wrong = (np.abs(array - whole) > 0.01) | (whole < 0) | (whole >= 2**31)
     if wrong.any():  # a probability, a mask that was interpolated, 255 as int8
@@ -117,11 +123,13 @@ def check_label(path: str | Path, image: str | Path) -> None:
     if os.path.isdir(path):
         load_label(path, image)
     else:
-        _turn(open_nifti(path), image)
+        _turn(open_nifti(path), path, image)
 
 
-def _turn(label: nib.Nifti1Image, image: str | Path) -> np.ndarray:
+def _turn(label: nib.Nifti1Image, path: str | Path, image: str | Path) -> np.ndarray:
     """Find the flips and the order of axes (3, 2), as nibabel has them, that bring a label onto its image."""
+    if os.path.isfile(image) and filecmp.cmp(path, image, shallow=False):
+        raise ValueError(f"label {path} is its image, or a copy of it; name the mask.")
     shape, affine = stored_geometry(image)
     own, wanted = nib.io_orientation(label.affine), nib.io_orientation(affine)
     turn = nib.orientations.ornt_transform(own, wanted)

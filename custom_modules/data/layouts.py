@@ -6,6 +6,7 @@ in this file; the others see cases and arrays.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -29,7 +30,12 @@ IN_WORDS = {  # what each layout takes for an image
     "chaos": "DICOM series in folders T2SPIR/DICOM_anon, NIfTI files whose names end in _t2spir",
     "volumes": "NIfTI files (.nii, .nii.gz), DICOM series (one a folder)",
 }
-OTHER_FORMATS = re.compile(r"\.(img(\.gz)?|n?hdr|mg[hz]|nrrd|mh[ad]|mnc|par|nii\.(bz2|xz|zst|zip))$", re.IGNORECASE)
+DICOM = re.compile(r"\.(dcm|dic|dicom|ima)$", re.IGNORECASE)
+OTHER_FORMATS = re.compile(
+    r"\.(n?hdr|mg[hz]|nrrd|mh[ad]|minc|mnc|par|gipl|nia|nifti|npz|zip|7z|rar|tgz|tar|tar\.\w+|img(\.gz)?|"
+    r"(nii|dcm)\.(bz2|xz|zst|zip|7z|z|bak|part)|dcm\.gz)$",
+    re.IGNORECASE,
+)
 CHAOS_KIDNEYS = (2, 3, 126, 189)  # right and left: 2, 3 in NIfTI copies; 126, 189 in the published PNGs
 NOT_IMAGES = re.compile(r"[_-](seg|mask|saliency|uncertainty)$")  # labels, and what our own inference writes
 
@@ -120,6 +126,8 @@ def _images(paths: Iterable[Path], root: Path, patterns: Iterable[str]) -> list[
 def _name_others(paths: Iterable[Path]) -> None:
     """Logs what looks like a volume and is none that can be read: other formats, links to nowhere."""
     others = [str(p) for p in paths if OTHER_FORMATS.search(p.name) or (NIFTI.search(p.name) and not _is_image(p))]
+    no_series = {p.parent: p for p in paths if DICOM.search(p.name)}  # one file for each folder
+    others += [str(file) for folder, file in no_series.items() if not _is_image(folder)]
     if others:
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         logger.warning(
@@ -144,15 +152,20 @@ def _is_image(path: Path) -> bool:
     """Tell whether `path` is a NIfTI file, or a folder that directly holds DICOM files."""
     if path.is_file():
         return NIFTI.search(path.name) is not None
-    for file in sorted(path.iterdir()) if path.is_dir() else ():
-        may_be = file.suffix.lower() in ("", ".dcm", ".ima") or file.suffix[1:].isdigit()
-        other = file.name.startswith(".") or file.name == "DICOMDIR" or NOT_IMAGES.search(file.stem)
-        if may_be and not other and file.is_file():
-            from pydicom.misc import is_dicom  # NIfTI data do without pydicom
-
-            if is_dicom(file):
-                return True
+    files = [file for file in path.iterdir() if file.name[0] != "."] if path.is_dir() else []
+    for i, file in enumerate(sorted(files)):
+        may_be = not file.suffix or DICOM.search(file.name) or file.suffix[1:].isdigit() or i == 0  # one of any ending
+        other = file.name == "DICOMDIR" or NOT_IMAGES.search(file.stem)
+        if may_be and not other and file.is_file() and _is_dicom(file):
+            return True
     return False
+
+
+def _is_dicom(file: Path) -> bool:
+    """Tell whether a file begins as DICOM does: with its preamble or, in old ones, with the first entries."""
+    with open(file, "rb") as stream:
+        start = stream.read(132)
+    return start[128:] == b"DICM" or re.match(rb"[\x02\x08]\0[\0\x01\x05\x08\x16]\0", start) is not None
 
 
 def _describe(image: Path, layout: str) -> dict:
@@ -182,7 +195,7 @@ def name_apart(cases: list[dict], root: Path) -> list[dict]:
         if counts[folded(name)] > 1:
             folders = Path(os.path.relpath(item["image"], root)).parent.parts
             name = flat_name("_".join([*(folder for folder in folders if folder not in ("..", name)), name]))
-        numbered = (name, *(f"{name}_{i}" for i in range(2, len(cases) + 1)))
+        numbered = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
         item["case"] = next(unique for unique in numbered if folded(unique) not in taken)
         taken.add(folded(item["case"]))
     return cases

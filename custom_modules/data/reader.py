@@ -23,7 +23,7 @@ from monai.utils import ensure_tuple
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
-from custom_modules.data.dicom import RESCALE, per_slice, read_series, series_affine
+from custom_modules.data.dicom import RESCALE, per_slice, read_series, slice_planes
 from custom_modules.files import NIFTI
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class VolumeReader(ImageReader):
     def get_data(self, img: str) -> tuple[np.ndarray, dict]:
         if os.path.isdir(img):
             return _read_folder(img)
-        reader = NibabelReader()
+        reader = NibabelReader(squeeze_non_spatial_dims=True)
         reader.filenames = (img,)
         array, meta = reader.get_data(load_nifti(img))
         return _near_zero(lay_out(array, "C")), meta
@@ -71,8 +71,10 @@ def lay_out(array: np.ndarray, order: str) -> np.ndarray:
 
 
 def _near_zero(array: np.ndarray) -> np.ndarray:
-    """Takes an offset off voxels that 32 bits cannot hold with it: near 1e8 they would be multiples of 8."""
+    """Takes off voxels what 32 bits cannot hold: an offset (near 1e8 they are multiples of 8), a tiny or huge unit."""
     low, high = array.min().item(), array.max().item()  # integers of 64 bits as such: they have more digits
+    if 0 < high - low < 1e-30 or 1e30 < high - low < np.inf:
+        return (array.astype(np.float64) - low) / (high - low)
     if high > low and np.spacing(np.float32(max(-low, high))) > 1e-3 * (high - low):
         array = array if array.dtype.kind in "iu" else array.astype(np.float64)
         return (array - low).astype(np.float64)
@@ -86,10 +88,32 @@ def _read_folder(folder: str) -> tuple[np.ndarray, dict]:
     headers = read_series(folder)  # raises where ITK would read what is not a volume, with a warning at most
     files = [header.filename for header in headers]
     # as real numbers: by default all slices get the type of the first
-    array, meta = ITKReader().get_data(itk.imread(files if len(files) > 1 else files[0], pixel_type=itk.F))
-    meta["affine"] = series_affine(headers, meta["affine"])
+    try:
+        array, meta = ITKReader().get_data(itk.imread(files if len(files) > 1 else files[0], pixel_type=itk.F))
+    except RuntimeError as error:  # of ITK: lines of where and, last, what
+        why = str(error).strip().splitlines()[-1]
+        raise ValueError(f"ITK cannot read the series in {folder} ({why}); export it again, uncompressed.") from None
+    meta["affine"] = _series_affine(headers, meta["affine"])
     meta["original_affine"] = meta["affine"].copy()
     return _real_values(array, headers), meta
+
+
+def _series_affine(headers: Sequence[Dataset], affine: np.ndarray) -> np.ndarray:
+    """Puts the slices of a series where its headers say: ITK believes SpacingBetweenSlices, even below 0.
+
+    Args:
+        headers: of the slices in order, or of all frames.
+        affine: (4, 4) as ITK has it, RAS in mm.
+
+    Returns:
+        (4, 4), the third axis of which runs from the first position to the last.
+    """
+    positions, _ = slice_planes(headers)
+    affine = np.array(affine)
+    if len(positions) > 1:
+        affine[:3, 2] = [-1, -1, 1] * (positions[-1] - positions[0]) / (len(positions) - 1)  # LPS -> RAS
+        affine[:3, 3] = [-1, -1, 1] * positions[0]
+    return affine
 
 
 def _real_values(array: np.ndarray, headers: Sequence[Dataset]) -> np.ndarray:
@@ -144,15 +168,24 @@ def open_nifti(path: str | Path) -> nib.Nifti1Image:
     try:
         image = nib.load(path)
         kind = image.get_data_dtype()
+    except FileNotFoundError:
+        if os.path.exists(path):  # nibabel looks for it in lower case
+            raise ValueError(f"{path} has an ending of mixed case; rename it to .nii or .nii.gz.") from None
+        raise
     except (*DAMAGED, ImageFileError, HeaderDataError, ValueError, OverflowError) as error:
         raise ValueError(
             f"{path} has no valid NIfTI header ({' '.join(str(error).split())}); export it again."
         ) from None
+    if not isinstance(image, nib.Nifti1Image):
+        raise ValueError(f"{path} is no volume (nibabel reads it as {type(image).__name__}); give one.")
+    if image.dataobj.offset < image.header.sizeof_hdr:  # 0: nibabel would take the header for voxels
+        raise ValueError(f"{path} has its voxels at byte {image.dataobj.offset}, in its header; export it again.")
     if min(image.shape, default=0) < 1:
         raise ValueError(f"{path} has the shape {image.shape}, no voxels; export it again.")
     if kind.kind not in "biuf":
         raise ValueError(f"{path} holds voxels of type {kind} (complex or colour); save one real number per voxel.")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+    grid = image.affine[:3, :3]
+    if not np.isfinite(image.affine).all() or abs(np.linalg.det(grid)) <= 1e-6 * np.linalg.norm(grid, axis=0).prod():
         raise ValueError(f"{path} has an affine that is no grid, {image.affine[:3].tolist()}; correct its header.")
     return image
 
@@ -178,10 +211,11 @@ def load_nifti(path: str | Path) -> nib.Nifti1Image:
     if size < needed:
         raise ValueError(f"{path} is damaged ({size} bytes, of {needed} by its header); copy or export it again.")
     image = image if content is None else image.from_bytes(content)  # of its class
-    if unit := {1: "metres", 3: "microns"}.get(int(image.header["xyzt_units"]) & 7):
-        logger.warning(
-            "%s: its header gives lengths in %s; they are read as mm, so ml and mm may be wrong.", path, unit
-        )
+    unit = {1: "metres", 3: "microns"}.get(int(image.header["xyzt_units"]) & 7)
+    sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
+    if unit or sizes.min() < 0.01 or sizes.max() > 100:
+        lengths = f"lengths in {unit}" if unit else f"voxels of {' x '.join(f'{size:.3g}' for size in sizes)}"
+        logger.warning("%s: its header gives %s; they are read as mm, so ml and mm may be wrong.", path, lengths)
     if image.header["sform_code"] and image.header["qform_code"]:
         try:
             apart = np.abs(image.get_qform() - image.get_sform()).max()

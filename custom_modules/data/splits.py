@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -76,17 +76,24 @@ def same_images(listed: Sequence[Listed], folders: Sequence[str | Path] = ("",))
         folders: that relative paths belong to; the first in which an image exists counts.
     """
     files: dict[tuple, list[Listed]] = defaultdict(list)
-    with ThreadPoolExecutor(16) as pool:  # such a disk answers slowly, but many at once
-        for one, (path, found) in zip(listed, pool.map(lambda one: _find(one.image, folders), listed)):
-            if found is not None:
-                size = None if S_ISDIR(found.st_mode) else found.st_size
-                files[size, one.channel, found.st_dev, found.st_ino].append(one._replace(image=path))
-        alike = _parted([(key[:2], entries[0]) for key, entries in files.items()])
-        for digest in (_sample, sha256):
-            parts, ones = zip(*((i, one) for i, part in enumerate(alike) for one in part)) if alike else ((), ())
-            digests = pool.map(partial(_digest, digest), ones)
-            alike = _parted([((i, d), one) for i, one, d in zip(parts, ones, digests) if d is not None])
+    for one, (path, found) in zip(listed, _in_threads(partial(_find, folders=folders), listed)):
+        if found is not None:
+            size = None if S_ISDIR(found.st_mode) else found.st_size
+            files[size, one.channel, found.st_dev, found.st_ino].append(one._replace(image=path))
+    alike = _parted([(key[:2], entries[0]) for key, entries in files.items()])
+    for digest in (_sample, sha256):
+        numbered = [(i, one) for i, part in enumerate(alike) for one in part]
+        digests = _in_threads(partial(_digest, digest), [one for _, one in numbered])
+        alike = _parted([((i, d), one) for (i, one), d in zip(numbered, digests) if d is not None])
     return [entries for entries in files.values() if len(entries) > 1] + alike
+
+
+def _in_threads(call: Callable, listed: Sequence[Listed]) -> list:
+    """Call `call` for each entry, many at once, since a disk over a network answers slowly."""
+    step = 1 + len(listed) // 64  # for one entry a thread would cost more than the call
+    with ThreadPoolExecutor(16) as pool:
+        parts = pool.map(lambda i: list(map(call, listed[i : i + step])), range(0, len(listed), step))
+        return [result for part in parts for result in part]
 
 
 def _parted(keyed: Iterable[tuple[object, Listed]]) -> list[list[Listed]]:
@@ -97,11 +104,11 @@ def _parted(keyed: Iterable[tuple[object, Listed]]) -> list[list[Listed]]:
     return [part for part in parts.values() if len({one.section for one in part}) > 1]
 
 
-def _find(image: str, folders: Iterable[str | Path]) -> tuple[str, os.stat_result | None]:
-    for path in (os.path.join(folder, image) for folder in folders):
+def _find(one: Listed, folders: Iterable[str | Path]) -> tuple[str, os.stat_result | None]:
+    for path in (os.path.join(folder, one.image) for folder in folders):
         with contextlib.suppress(OSError, ValueError):  # no file has a NUL in its name
             return path, os.stat(path)
-    return image, None
+    return one.image, None
 
 
 def _digest(digest: Callable[[str], object], one: Listed) -> object:
@@ -164,10 +171,11 @@ def _deal(n: int) -> list[str]:
     """Assign n places in a row to the sections, so that every stretch of the row holds about the share of each."""
     tenth = max(round(n * 0.1), int(n >= 3))
     quota = dict(zip(SECTIONS, (n - 2 * tenth, tenth, tenth), strict=True))
-    dealt: list[str] = []
+    dealt, count = [], Counter()
     for i in range(1, n + 1):
-        unfilled = [name for name in SECTIONS if dealt.count(name) < quota[name]]
-        dealt.append(max(unfilled, key=lambda name: i * quota[name] / n - dealt.count(name)))
+        unfilled = [name for name in SECTIONS if count[name] < quota[name]]
+        dealt.append(max(unfilled, key=lambda name: i * quota[name] / n - count[name]))
+        count[dealt[-1]] += 1
     return dealt
 
 

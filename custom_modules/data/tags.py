@@ -65,10 +65,12 @@ def read_tags(path: str | Path, first_slice: int = 0) -> Tags:
     problems = []
     for row in _rows(reader, path):
         case, named, label = ((row[name] or "").strip() for name in ("case", key, "label"))
-        if not label or not case + named:
+        if not (label or row[key] is None) or not case + named:
             continue
         case = flat_name(NIFTI.sub("", case))
         try:
+            if row[key] is None:  # another separator than in the header, or a quote that is never closed
+                raise ValueError("fewer values than columns.")
             if any(value.strip() for value in row.get(None, ())):
                 raise ValueError(f"more values than columns: {', '.join(row[None])!r:.40}.")
             index, tag = _index(named, key, first_slice), tag_value(label)
@@ -194,6 +196,9 @@ def tag_cases(cases: list[dict], tags: Tags | None = None, **rule) -> tuple[list
     if tags is not None and not problems and not any(sum(item.get("slice_labels", ())) for item in usable):
         problems.append("no slice is tagged 1: nothing can be learned from them.")
     raise_all(problems, "in the tags")
+    labels = [item["slice_labels"] for item in usable if "slice_labels" in item]
+    if tags is None and labels and not any(map(any, labels)):
+        notes["labels"] = f"none shows the target, {rule.get('target_labels') or 'above 0'}; see --target_labels."
     if tags and all(min(slices) == 1 for slices in tags.values()):
         notes["tags"] = f"slice 0 is not named, slice 1 is, in every case. {COUNTED}"
     return usable, skipped, notes
@@ -202,7 +207,8 @@ def tag_cases(cases: list[dict], tags: Tags | None = None, **rule) -> tuple[list
 def named_tags(cases: Iterable[Mapping], tags: Tags, problems: list[str]) -> Tags:
     """Give the tags by the names of the cases, and add to `problems` the names that none of them has."""
     stems = [flat_name(stem_of(item["image"])) for item in cases]
-    names = {stem: item["case"] for stem, item in zip(stems, cases) if Counter(stems)[stem] == 1}
+    counts = Counter(stems)
+    names = {stem: item["case"] for stem, item in zip(stems, cases) if counts[stem] == 1}
     names |= {item["case"]: item["case"] for item in cases}
     if unknown := sorted(set(tags) - set(names)):
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""

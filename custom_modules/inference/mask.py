@@ -116,7 +116,7 @@ def otsu_of_volume(image: np.ndarray) -> float:
     """Finds Otsu's threshold of an `image` of millions of voxels, float32: scikit-image's, by torch's histogram, which
     takes half as long as NumPy's."""
     low, high = float(image.min()), float(image.max())
-    if low == high:
+    if low == high:  # as scikit-image's, of an image; of its histogram there is none
         return low
     counts = torch.histc(torch.as_tensor(image), 256, low, high).numpy().astype(float)
     return float(threshold_otsu(hist=(counts, low + (high - low) / 256 * (np.arange(256) + 0.5))))

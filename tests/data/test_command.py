@@ -37,7 +37,7 @@ def test_brats_layout_builds_tags_with_relative_paths(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["datalist.json"]  # nothing left aside
 
 
-def test_chaos_layout_in_nifti_takes_the_kidneys(tmp_path):
+def test_chaos_layout_in_nifti_takes_the_kidneys(tmp_path, capsys):
     save_volume(tmp_path / "chaos_01/chaos_01_t2spir.nii.gz")
     mask = mask_of([0, 1, 0, 0, 0], value=2) + mask_of([0, 0, 1, 0, 0], value=4) + mask_of([0, 0, 0, 1, 0], value=3)
     save_volume(tmp_path / "chaos_01/chaos_01_seg.nii.gz", mask)
@@ -45,6 +45,8 @@ def test_chaos_layout_in_nifti_takes_the_kidneys(tmp_path):
     build("chaos", "--root", tmp_path, "--output", tmp_path / "liver.json", "--target_labels", 4)
     assert read(tmp_path / "kidneys.json")["training"][0]["slice_labels"] == [0, 1, 0, 1, 0]
     assert read(tmp_path / "liver.json")["training"][0]["slice_labels"] == [0, 0, 1, 0, 0]
+    build("chaos", "--root", tmp_path, "--output", tmp_path / "none.json", "--target_labels", 9)
+    assert "notes (1):\n  labels: none shows the target, [9]; see --target_labels." in capsys.readouterr().out
     assert read(tmp_path / "kidneys.json")["target_labels"] == [2, 3, 126, 189]
     assert read(tmp_path / "liver.json")["target_labels"] == [4]
 
@@ -139,7 +141,9 @@ def test_given_splits_and_folds(tmp_path, capsys):
     build("brats", "--root", tmp_path, "--output", tmp_path / "d.json", "--splits", tmp_path / "s.json")
     content = read(tmp_path / "d.json")
     assert [named(content[name]) for name in SECTIONS] == [["p0"], ["p2"], ["p1"]]
-    assert "left out, not named in the splits (1):\n  p3" in capsys.readouterr().out
+    report = capsys.readouterr().out
+    assert "left out, not named in the splits (1):\n  p3" in report
+    assert "named in the splits, but not found (1):\n  elsewhere" in report
 
     (tmp_path / "s.json").write_text(json.dumps({"c": {"folds": [["p0"], ["p1", "p3"], ["p2"]]}}))
     build("brats", "--root", tmp_path, "--output", tmp_path / "d.json", "--splits", tmp_path / "s.json")

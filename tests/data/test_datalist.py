@@ -209,6 +209,9 @@ def test_check_cases_counts_and_needs_no_mask(dataset):
 
 def test_check_cases_lists_all_problems_at_once(dataset):
     items = [dict(item) for item in load_cases(None, dataset, with_label=True)]
+    shutil.copy(items[2]["image"], dataset / "copy.nii.gz")
+    with pytest.raises(ValueError, match="copy.nii.gz is its image, or a copy of it; name the mask"):
+        check_cases([items[2] | {"label": str(dataset / "copy.nii.gz")}], with_label=True)
     items[0]["image"] = "/nowhere.nii.gz"
     items[1]["slice_labels"] = [0, 1]
     save_volume(Path(items[2]["label"]), mask_of([0, 1, 1, 0, 0]), affine=np.diag([2, 1, 1, 1]))

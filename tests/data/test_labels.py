@@ -13,7 +13,7 @@ from custom_modules.data.labels import choose_target, load_label, target_mask
 from custom_modules.data.layouts import CHAOS_KIDNEYS, find_cases
 from custom_modules.data.tags import tag_cases
 from tests.helpers.series import save_chaos
-from tests.helpers.volumes import named, save_volume
+from tests.helpers.volumes import SHAPE, mask_of, named, save_volume
 
 
 @pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor])
@@ -61,6 +61,17 @@ def test_another_target_than_the_datalists_is_an_error(tmp_path, given, message)
     (tmp_path / "datalist.json").write_text('{"target_labels": [1]}')
     with pytest.raises(ValueError, match=re.escape(message)):
         choose_target(None, tmp_path, given, [2, 3])
+
+
+def test_what_a_datalist_names_as_target_or_label_must_be_one(tmp_path):
+    (tmp_path / "datalist.json").write_text('{"target_labels": ["1"]}')  # no voxel would equal a text
+    with pytest.raises(ValueError, match=r"datalist.json must be a list of whole numbers; got \['1'\]"):
+        choose_target(None, tmp_path, None, [1])
+    save_volume(tmp_path / "a.nii")
+    with pytest.raises(ValueError, match="is a folder, but .*a.nii is no DICOM series; give a NIfTI file as the label"):
+        load_label(tmp_path, tmp_path / "a.nii")
+    save_volume(tmp_path / "five.nii", mask_of([0, 1, 1, 0, 0])[..., None, None])
+    assert load_label(tmp_path / "five.nii", tmp_path / "a.nii").shape == SHAPE
 
 
 @pytest.mark.parametrize("descending", [False, True])

@@ -93,6 +93,9 @@ def test_lengths_that_are_not_in_mm_are_named(tmp_path, caplog, unit):
     nib.save(image, tmp_path / "a.nii")
     assert np.allclose(read(tmp_path / "a.nii").affine, AFFINE)
     assert f"a.nii: its header gives lengths in {unit.replace('er', 're')}s; they are read as mm" in caplog.text
+    nib.save(nib.Nifti1Image(VALUES, np.diag([1e-3, 1e-3, 4e-3, 1])), tmp_path / "b.nii")  # and no word in the header
+    read(tmp_path / "b.nii")
+    assert "b.nii: its header gives voxels of 0.001 x 0.001 x 0.004; they are read as mm" in caplog.text
 
 
 def test_one_flipped_bit_is_noticed(tmp_path):

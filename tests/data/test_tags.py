@@ -33,6 +33,7 @@ def test_tags_of_label_by_value_axis_and_area():
         ("case,slice,label\np1,0,1\np1,0,0\n", "line 3 .*slice 0 is 0 here and 1 above"),
         ("case,slice,label,label\np1,0,1,0\n", "has the column label more than once; keep one"),
         ("case,slice,label\np1,0,1,0\n", r"line 2 \(case 'p1'\): more values than columns: '0'"),
+        ("case,slice,label\np1,0,1\np1;1;1\n", r"line 3 \(case 'p1;1;1'\): fewer values than columns"),
         ("case,slice,label\nq,0,1\n", "unknown cases: q. Cases are named like p1"),
         ("case,slice,label\np1,5,1\n", "'p1' name slice 5; its last is 4"),
     ],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import os
 import struct
 
 import nibabel as nib
 import numpy as np
+from nibabel import cifti2
 
 from tests.helpers.bundles import LPS, head
 
@@ -50,6 +52,20 @@ def two_forms() -> bytes:
     return image.to_bytes()
 
 
+def surfaces() -> bytes:
+    """A CIFTI file, which is a NIfTI-2 file to other readers."""
+    brain = cifti2.BrainModelAxis.from_mask(np.ones((2, 2, 2)), affine=np.eye(4), name="thalamus_left")
+    file = nib.FileHolder(fileobj=io.BytesIO())
+    cifti2.Cifti2Image(np.ones((1, 8), np.float32), (cifti2.ScalarAxis(["a"]), brain)).to_file_map({"image": file})
+    return file.fileobj.getvalue()
+
+
+def with_extension() -> bytes:
+    image = nib.Nifti1Image(HEAD, LPS)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"scanned at dawn"))
+    return image.to_bytes()
+
+
 def qform_alone() -> bytes:
     image = nib.Nifti1Image(HEAD, None)
     image.set_qform(LPS, 1)
@@ -78,7 +94,9 @@ BAD_FILES = {  # content, and what the report has to say
     "one_d.nii": (volume(HEAD[:, 0, 0]), "must be one 3D volume; got 1 dimensions"),
     "two_d.nii": (volume(HEAD[..., 2]), "must be one 3D volume; got 2 dimensions"),
     "four_d.nii": (volume(np.stack([HEAD, HEAD], 3)), "4D with 2 channels or time points; split it"),
-    "five_d.nii": (volume(np.stack([HEAD, HEAD], 3)[..., None, :]), "must be one 3D volume; got 4 dimensions"),
+    "five_d.nii": (volume(np.stack([HEAD, HEAD], 3)[..., None, :]), "4D with 2 channels or time points; split it"),
+    "six_d.nii": (volume(np.ones((4, 3, 2, 2, 1, 2), np.int16)), "must be one 3D volume; got 4 dimensions"),
+    "surfaces.dscalar.nii": (surfaces(), "is no volume .nibabel reads it as Cifti2Image.; give one"),
     "nan.nii": (with_voxel(np.nan), "holds 1 NaN or infinite voxels; replace them"),
     "infinite.nii": (with_voxel(np.inf), "holds 1 NaN or infinite voxels; replace them"),
     "constant.nii": (volume(np.full_like(HEAD, 7)), r"constant \(7 everywhere\), .*; export it again"),
@@ -106,8 +124,13 @@ BAD_FILES = {  # content, and what the report has to say
     "magic.nii": (patched(344, "<4s", b"abcd"), HEADER),
     "voxels_beyond.nii": (patched(108, "<f", 1e7), DAMAGED),
     "voxels_in_header.nii": (patched(108, "<f", 16), "vox offset 16 too low"),
+    "voxels_at_0.nii": (patched(108, "<f", 0), "voxels at byte 0, in its header; export it again"),
+    "packed_twice.nii.gz": (gzip.compress(PACKED), HEADER),
+    "intercept_nan.nii": (patched(112, "<ff", 1, np.nan), HEADER),
+    "mixed_case.NiI.gZ": (PACKED, "ending of mixed case; rename it"),
     "nul.nii": (RAW, "'nul' of a case is reserved"),
     "com1.nii": (RAW, "'com1' of a case is reserved"),
+    "COM¹.nii": (RAW, "'COM¹' of a case is reserved"),
     " space.nii": (RAW, "must neither be empty nor begin or end"),
     "dot..nii": (RAW, "must neither be empty nor begin or end"),
     "new\nline.nii": (RAW, r"must not hold '\\n'"),
@@ -132,6 +155,14 @@ ODD_FILES = {  # all of them hold `HEAD`
     "below_zero.nii": volume(HEAD - 4096),
     "times_1e12.nii": volume(HEAD * np.float32(1e12)),
     "times_1e-6.nii": volume(HEAD * np.float32(1e-6)),
+    "times_1e298.nii": volume(HEAD.astype(np.float64) * 1e298),
+    "times_1e-42.nii": volume(HEAD * np.float32(1e-42)),
+    "slope_infinite.nii": patched(112, "<f", np.inf),
+    "slope_below_0.nii": patched(112, "<ff", -1, 140, raw=volume(140 - HEAD)),
+    "extension.nii": with_extension(),
+    "five_d_of_ones.nii": volume(HEAD[..., None, None]),
+    "in_metres.nii": patched(123, "<B", 1, raw=volume(HEAD, LPS @ np.diag([4e-4, 4e-4, 2.5e-4, 1]))),
+    "-dash 100%20 🧠.nii": RAW,
     "slope.nii": patched(112, "<ff", 3, -7),
     "no_slope.nii": patched(112, "<ff", 0, -7),
     "slope_nan.nii": patched(112, "<f", np.nan),

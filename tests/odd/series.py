@@ -50,6 +50,12 @@ BAD_SERIES = {
     "slope_of_0": (only(ALL, "RescaleSlope", 0), "RescaleSlope is 0.*export the series again"),
     "colours": (only(ALL, "PhotometricInterpretation", "RGB"), "PhotometricInterpretation is RGB; it must"),
     "two_series": (only([1], "SeriesInstanceUID", "1.2.9"), "holds 2 DICOM series.*Give each a folder"),
+    "two_patients": (only([4, 5], "PatientID", "P8"), "have several PatientIDs; give the slices of each"),
+    "mosaic": (
+        only(ALL, "ImageType", ["ORIGINAL", "PRIMARY", "MOSAIC"]),
+        "are mosaics, each of all slices; convert it",
+    ),
+    "skewed": (only(ALL, "ImageOrientationPatient", [1, 0, 0, 0.5, 0.9, 0]), "must be two unit vectors at a right"),
     "two_sizes": (only([1], "Rows", 20), "holds 2 DICOM series.*48 x 20, 1 files.*Give each a folder"),
     "all_padding": (
         lambda h, i: h.add_new(0x00280120, "US", 0) or h.add_new(0x00280121, "US", 65535),
@@ -58,6 +64,8 @@ BAD_SERIES = {
 }
 BAD_FOLDERS = {
     "cut_short": r"5 cannot be read \(cut short\?\); copy the series again",
+    "no_preamble": "lacks the preamble of DICOM; convert the series",
+    "comma": "RescaleSlope is 1,5, which is no number; export it again",
     "frames_out_of_order": "its frames are not stored in the order .*; convert it",
 }
 ODD_SERIES = {  # stored values, and what happens to each header
@@ -68,6 +76,7 @@ ODD_SERIES = {  # stored values, and what happens to each header
     "no_between": (VALUES, only(ALL, "SpacingBetweenSlices", None)),
     "two_dates": (VALUES, only([4, 5], "SeriesDate", "20260102")),
     "scaled": (np.rint(VALUES / SLOPES), scale),
+    "ending": (VALUES, only([], "", None)),  # of its files: .bin
     "inverted": (1000 - VALUES, inverted),
     "padded": (np.where(VALUES, VALUES, 63000), lambda h, i: h.add_new(0x00280120, "US", 63000)),
 }
@@ -79,6 +88,13 @@ def save_odd_series(root: Path) -> None:
         save_edited(root / name, VALUES, edit)
     for name, (array, edit) in ODD_SERIES.items():
         save_edited(root / name, array, edit)
+    save_edited(root / "comma", VALUES, only(ALL, "RescaleSlope", "1.5"))
+    for file in (root / "comma").iterdir():
+        file.write_bytes(file.read_bytes().replace(b"1.5 ", b"1,5 "))
+    for file in list((root / "ending").iterdir()):
+        file.rename(f"{file}.bin")
+    for file in save_edited(root / "no_preamble", VALUES, only([], "", None)).iterdir():
+        file.write_bytes(file.read_bytes()[132:])
     save_enhanced(root / "frames", VALUES)
     save_enhanced(root / "frames_out_of_order", VALUES, order=[1, 0, 2, 3, 4, 5])
     save_edited(root / "cut_short", VALUES, only([], "", None))
