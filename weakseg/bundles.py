@@ -16,12 +16,13 @@ from weakseg.options import WrongCommand
 RECORD = "weakseg.json"  # what a training is, in its folder
 HOME = (Path(__file__).parent / "shipped").resolve()  # the shipped bundles: copies in a wheel, a link in the repository
 
-SILENT = {  # loggers of dependencies, and the level from which they are heard
+SILENT = {  # loggers, and the level from which they are heard
     "monai.bundle.scripts": "WARNING",  # "input summary"
     "monai.bundle.workflows": "ERROR",  # "skipping logging": it is set here
     "monai.data.nvimgcodec_pydicom_plugin": "ERROR",  # a decoder nobody asked for
     "ignite.engine.engine": "CRITICAL",  # "resuming from iteration 0"; "terminating due to exception", which follows
     "highdicom": "WARNING",  # one line for each group of entries that it copies
+    "custom_modules.report.handler": "WARNING",  # where the report is: `predict` says it
 }
 
 

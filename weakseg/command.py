@@ -6,6 +6,7 @@ import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from weakseg.options import WrongCommand, parse
 
@@ -55,13 +56,20 @@ def _check_paths(options: Namespace) -> None:
 
 def _tag(options: Namespace, knobs: Knobs) -> None:
     from custom_modules.data.layouts import find_cases
-    from weakseg.bundles import next_command
     from weakseg.page import write_page
 
-    skipped = write_page(find_cases(options.folder), options.out, options.tags, first_slice=options.first_slice)
+    settings = options.tags, options.slice_axis, options.first_slice
+    skipped = write_page(find_cases(options.folder), options.out, *settings)
     print(f"page       {options.out}: open it in a browser, tag, and save tags.csv (among its downloads)")
-    next_command("train", options.folder, "--tags", "tags.csv", "--bundle", "brats_flair", "--out", "RUN")
+    _suggest_training(options, "tags.csv")
     _end_if_left_out("on the page", skipped)
+
+
+def _suggest_training(options: Namespace, tags: Path | str) -> None:
+    from weakseg.bundles import next_command
+
+    axis = () if options.slice_axis == 2 else ("--slice_axis", str(options.slice_axis))
+    next_command("train", options.folder, "--tags", tags, "--bundle", "brats_flair", "--out", "RUN", *axis)
 
 
 def _end_if_left_out(where: str, skipped: Sequence[str]) -> None:
@@ -81,7 +89,7 @@ def _train(options: Namespace, knobs: Knobs) -> None:
 
     weights, skipped = train(options, knobs)
     print(f"\nweights    {weights}\nlosses     tensorboard --logdir {shlex.quote(str(options.out))}")
-    next_command("predict", options.folder, "--model", options.out, "--out", "OUT")
+    next_command("predict", "NEW", "--model", options.out, "--out", "OUT", note="NEW: volumes that it has not seen")
     _end_if_left_out("in the training", skipped)
 
 
@@ -114,7 +122,7 @@ def _tags_template(options: Namespace, knobs: Knobs) -> None:
     from custom_modules.data.tags import write_template
     from weakseg.bundles import next_command
 
-    n_slices = write_template(find_cases(options.folder), options.out)
+    n_slices = write_template(find_cases(options.folder), options.out, options.slice_axis)
     print(f"template   {options.out}: {n_slices} rows; write 1 (shows the target) or 0 under label")
     next_command("tags", "check", options.folder, options.out)
 
@@ -122,9 +130,9 @@ def _tags_template(options: Namespace, knobs: Knobs) -> None:
 def _tags_check(options: Namespace, knobs: Knobs) -> None:
     from custom_modules.data.layouts import find_cases
     from custom_modules.data.tags import read_tags, tag_cases
-    from weakseg.bundles import next_command
 
-    cases, skipped, notes = tag_cases(find_cases(options.folder), read_tags(options.tags, options.first_slice))
+    tags = read_tags(options.tags, options.first_slice)
+    cases, skipped, notes = tag_cases(find_cases(options.folder), tags, slice_axis=options.slice_axis)
     for case in cases:
         tags = case.get("slice_labels", ())
         shown = [index for index, tag in enumerate(tags) if tag]
@@ -133,7 +141,7 @@ def _tags_check(options: Namespace, knobs: Knobs) -> None:
     for name, why in (skipped | notes).items():
         print(f"{name}: {why}")
     _end_if_left_out("checked", skipped)
-    next_command("train", options.folder, "--tags", options.tags, "--bundle", "brats_flair", "--out", "RUN")
+    _suggest_training(options, options.tags)
 
 
 TASKS = {

@@ -72,9 +72,10 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     example = "weakseg predict DIR --bundle brats_flair --out OUT --method cg_cdm --seed 3"
     _weights(predict := add("predict", about, example, KNOBS))
     about = "Segment volumes that have a mask beside them, and compare the two"
-    _weights(evaluate := add("evaluate", about, "weakseg evaluate DIR --model RUN --out OUT --section all", KNOBS))
-    example = "weakseg new-target liver --from chaos_kidney --target_labels 63"
-    _new(new := add("new-target", "Make a bundle for another target, without weights", example))
+    _weights(evaluate := add("evaluate", about, "weakseg evaluate DIR --model RUN --out OUT --gate all", KNOBS))
+    example = "weakseg new-target liver --from chaos_kidney --target_labels 63 --label Liver"
+    more = "\n\nFurther options (--label, --code, ...): python -m packing.new_bundle --help, docs/new_target.md."
+    _new(new := add("new-target", "Make a bundle for another target, without weights", example, more))
 
     lists = tasks.add_parser("tags", help="Write a blank CSV of tags, or check one", allow_abbrev=False)
     lists = lists.add_subparsers(required=True, metavar="{template,check}")
@@ -95,11 +96,17 @@ def _first_slice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first_slice", type=int, choices=(0, 1), default=0, help=about)
 
 
+def _slice_axis(parser: argparse.ArgumentParser) -> None:
+    about = "stored axis along which the slices are counted (default: 2, the last); train takes the same option"
+    parser.add_argument("--slice_axis", type=int, choices=(0, 1, 2), default=2, help=about)
+
+
 def _tag(parser: argparse.ArgumentParser) -> None:
     _folder(parser)
     parser.add_argument("--out", type=Path, default=Path("tags.html"), help="page to write (default: tags.html)")
     parser.add_argument("--tags", type=Path, metavar="CSV", help="tags to start with: to go on, or to check them")
     _first_slice(parser)
+    _slice_axis(parser)
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
@@ -130,9 +137,11 @@ def _new(parser: argparse.ArgumentParser) -> None:
 def _template(parser: argparse.ArgumentParser) -> None:
     _folder(parser)
     parser.add_argument("--out", type=Path, metavar="CSV", required=True, help="file to write; it must not exist")
+    _slice_axis(parser)
 
 
 def _check(parser: argparse.ArgumentParser) -> None:
     _folder(parser)
     parser.add_argument("tags", type=Path, metavar="CSV", help="slice tags, columns case,slice,label")
     _first_slice(parser)
+    _slice_axis(parser)

@@ -44,7 +44,6 @@ def write_page(
     output: str | Path,
     tags: str | Path | None = None,
     slice_axis: int = 2,
-    size: int = SIZE,
     first_slice: int = 0,
 ) -> dict[str, str]:
     """Writes the tagging page.
@@ -54,7 +53,6 @@ def write_page(
         output: HTML file to write.
         tags: CSV with tags to go on with or to check; None: all slices are untagged.
         slice_axis: stored axis along which the slices are counted.
-        size: of the pictures, in pixels of the longer side.
         first_slice: number of the first slice in `tags`, 0 or 1.
 
     Returns:
@@ -68,19 +66,20 @@ def write_page(
     shown, skipped = [], {}
     for case in tqdm(cases, desc="drawing slices", unit="case", disable=None):
         try:
-            shown.append(_draw(case, slice_axis, size))
+            shown.append(_draw(case, slice_axis))
         except Exception as error:  # whatever a file may hold
             skipped[case["case"]] = reason(error)
             logger.warning("%s is not on the page: %s", case["case"], skipped[case["case"]])
     if not shown:
         raise ValueError("no case can be shown. " + " ".join(f"{case}: {why}" for case, why in skipped.items()))
+    _name_other_planes(shown, slice_axis)
     _add_tags(shown, known, cases)
     with atomic_path(output) as aside:
         aside.write_text(_render(shown, skipped), encoding="utf-8")
     return skipped
 
 
-def _draw(case: Mapping, slice_axis: int, size: int) -> dict:
+def _draw(case: Mapping, slice_axis: int) -> dict:
     """Draws the slices of a case, {"name", "slices" (JPEG, Base64), "sides"}, as bright as the method sees them."""
     data = READ(dict(case))
     image, affine = data["image"], data["image"].affine.numpy()
@@ -88,9 +87,19 @@ def _draw(case: Mapping, slice_axis: int, size: int) -> dict:
     data["image"] = image.movedim(slice_axis + 1, -1)  # where `ScaleToBodyd` expects the slices
     scaled = ScaleToBodyd("image")(data)["image"][0].movedim(-1, slice_axis).numpy()
     planes = [view.plane(scaled, index) for index in range(scaled.shape[slice_axis])]
-    shape = picture_size(planes[0].shape, view.pixel, size)
+    shape = picture_size(planes[0].shape, view.pixel, SIZE)
     slices = [jpeg(plane, shape) for plane in planes]
     return {"name": case["case"], "slices": slices, "sides": view.sides if is_placed(case["image"]) else {}}
+
+
+def _name_other_planes(shown: Sequence[Mapping], slice_axis: int) -> None:
+    """Logs which cases would be tagged in other slices than those that a shipped bundle trains on."""
+    if others := [one["name"] for one in shown if {"S", "I"} & set(one["sides"].values())]:
+        logger.warning(
+            "%d of %d volumes have slices along axis %d that are not axial, as those of the shipped bundles are "
+            "(such as %s); --slice_axis chooses another axis, here and in training.",
+            *(len(others), len(shown), slice_axis, others[0]),
+        )
 
 
 def _add_tags(shown: Sequence[dict], tags: Tags, cases: Sequence[Mapping]) -> None:

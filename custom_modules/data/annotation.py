@@ -49,7 +49,7 @@ def _tags_in(path: Path) -> list[int]:
     if path.suffix != ".json":
         raise ValueError("it is not a JSON file; training reads slice tags and never a mask.")
     content = read_json(path)
-    tags = content.get("slice_labels") if isinstance(content, dict) else None
+    tags = content.get("slice_labels")
     if not isinstance(tags, list):
         raise ValueError(f"slice_labels must be a list of 0 and 1; got {' '.join(str(content).split())[:80]}.")
     return [tag_value(tag) for tag in tags]

@@ -17,7 +17,6 @@ import numpy as np
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-
 OUTPUT_FORMATS = ("nifti", "dicom_seg")
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"  # SOP class of DICOM Segmentations
 RESCALE = ("RescaleSlope", "RescaleIntercept")
@@ -74,9 +73,8 @@ def _one_series(folder: str | Path) -> list[Dataset]:
                 header = dcmread(name, stop_before_pixels=True)
             except InvalidDicomError:  # old files, which GDCM lists and does not read
                 raise ValueError(f"{name} lacks the preamble of DICOM; convert the series, as by dcm2niix.") from None
-            if (
-                "Rows" in header and header.get("SOPClassUID") != SEGMENTATION
-            ):  # reports, and what we write, may lie there
+            # reports, and what we write, may lie there
+            if "Rows" in header and header.get("SOPClassUID") != SEGMENTATION:
                 series.setdefault((uid, header.Rows, header.Columns), []).append(header)
     if not series:
         raise ValueError(f"{folder} holds no DICOM series; an image is a NIfTI file, or the folder of one series.")

@@ -43,8 +43,7 @@ def choose_target(
     if values is not None and (isinstance(values, str) or not all(isinstance(value, int) for value in values)):
         raise ValueError(f'target_labels must be label values, such as --target_labels "[1,4]"; got {given!r}.')
     path = Path(datalist or Path(dataset_dir) / "datalist.json")
-    content = read_json(path) if path.is_file() else {}
-    named = content.get("target_labels") if isinstance(content, dict) else None
+    named = read_json(path).get("target_labels") if path.is_file() else None
     if named is None:
         return list(default if values is None else values)
     if not isinstance(named, list) or not all(isinstance(value, int) for value in named):

@@ -41,6 +41,7 @@ FLOOR = 0.5  # least threshold of a slice, of the volume's median
 REACH = 2  # pixels from one slice to the next
 STEPS, STEP = 3, 2  # how often, and by how many pixels, a component may grow
 MIN_PIXELS = 6  # of a component
+AGREEMENT = 0.75  # share of the maps, below which their sign is a warning
 
 
 def sign_of_maps(cases: Sequence[Mapping], given: int | None = None) -> int:
@@ -64,8 +65,11 @@ def sign_of_maps(cases: Sequence[Mapping], given: int | None = None) -> int:
     tails = [cube.sum() / max(np.abs(cube).sum(), TINY) for cube in cubes]
     sign = -1 if tails and np.median(tails) < 0 else 1
     agree = sum(tail * sign > 0 for tail in tails)
-    logger.info("the target is %s than its surroundings in %d of %d maps; --label_sign sets it",
-                "brighter" if sign > 0 else "darker", agree, len(tails))  # fmt: skip
+    alike = agree >= AGREEMENT * len(tails)
+    logger.log(logging.INFO if alike else logging.WARNING,
+               "the target is %s than its surroundings in %d of %d maps; %s--label_sign sets it",
+               "brighter" if sign > 0 else "darker", agree, len(tails),
+               "" if alike else "they do not agree, so look at the volumes: ")  # fmt: skip
     return sign
 
 

@@ -19,6 +19,7 @@ from study.volumes import Case
 
 COLUMNS = ("image, true outline", "saliency", "mask, true outline")
 MASK, TRUTH, GROUND, TEXT = "#ff9e1b", "#35e0e8", "#0d1014", "#e8ebee"
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # for colour-blind eyes (Okabe and Ito)
 PLACES = {"top": (0.5, 1.045, "center", "baseline"), "left": (-0.04, 0.5, "right", "center")}  # outside a panel
 PLACES |= {"corner": (0.035, 0.03, "left", "bottom"), "upper": (0.035, 0.97, "left", "top")}  # inside it
 GAP = 0.04  # inches between panels

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # told apart by colour-blind eyes
+from study.figures.pictures import LINES
 
 
 def draw_shifts(rows: Sequence[Mapping], groups: Mapping[str, str]) -> Figure:

@@ -8,13 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.figures.pictures import NothingToDraw, annotate, draw_heat, draw_image, draw_mask, panels, tissue
+from study.figures.pictures import LINES, NothingToDraw, annotate, draw_heat, draw_image, draw_mask, panels, tissue
 from study.results import Results, Run
 from study.volumes import Case
 
 SYMBOLS = {"noise_level": "noise level Q", "num_steps": "steps R", "tau": "tau", "guidance_scale": "guidance scale s"}
 STRIPS = ("guidance_scale", "num_steps")
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9")  # told apart by colour-blind eyes (Okabe and Ito)
 
 
 def draw_ablation(results: Results) -> Figure:

@@ -15,8 +15,8 @@ from unittest import mock
 import pytest
 
 from custom_modules.training.checkpoints import WholeFiles
-from tests.helpers.bundles import REPO, SHORT, TAGS, TINY, head, save_nifti
-from weakseg.bundles import read_record
+from tests.helpers.bundles import REPO, SHAPE, SHORT, TAGS, TINY, head, save_nifti
+from weakseg.bundles import SILENT, read_record
 from weakseg.command import main
 from weakseg.options import WrongCommand
 from weakseg.train import stopped
@@ -27,8 +27,7 @@ KNOBS = [word for word in TINY if not word.startswith("--logging_file")]
 @pytest.fixture(autouse=True)
 def levels():
     """The levels and handlers of loggers as they were: a command changes those of its process."""
-    names = ["", "monai.bundle.scripts", "monai.bundle.workflows", "ignite.engine.engine", "highdicom"]
-    before = {name: (logging.getLogger(name).level, logging.getLogger(name).handlers[:]) for name in names}
+    before = {name: (logging.getLogger(name).level, logging.getLogger(name).handlers[:]) for name in ("", *SILENT)}
     yield
     for name, (level, handlers) in before.items():
         logging.getLogger(name).setLevel(level)
@@ -77,7 +76,7 @@ def test_a_stopped_training_says_where_and_the_same_command_continues(trained, d
     assert trained.codes == [130, 0]
     assert "stopped after epoch 1 of 2 (stage 1 of 3); the same command continues" in trained.text
     assert f"weights    {trained.run}/models/model.pt" in trained.text
-    assert f"next       weakseg predict {data} --model {trained.run} --out OUT" in trained.text
+    assert f"next       weakseg predict NEW --model {trained.run} --out OUT" in trained.text
     sections = json.loads((trained.run / "datalist.json").read_text())
     found = {name: [case["case"] for case in sections[name]] for name in ("training", "test", "untagged")}
     assert "target_labels" not in sections, "tags do not tell which values of a mask they mean"
@@ -165,6 +164,9 @@ def test_a_template_is_filled_in_and_checked(data, tmp_path, capsys):
     tags = tmp_path / "tags.csv"
     assert main(["tags", "template", str(data), "--out", str(tags)]) == 0
     assert "18 rows" in capsys.readouterr().out
+    other = ["--slice_axis", "0", "--out", str(tmp_path / "other.csv")]
+    assert main(["tags", "template", str(data), *other]) == 0
+    assert (tmp_path / "other.csv").read_text().count("h0,") == SHAPE[0] > tags.read_text().count("h0,")
     tags.write_text(tags.read_text().replace("h0,2,", "h0,2,yes"))
     assert main(["tags", "check", str(data), str(tags)]) == 0
     printed = capsys.readouterr().out

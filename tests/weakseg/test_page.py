@@ -56,6 +56,15 @@ def test_it_holds_every_case_and_names_those_it_cannot_show(cases, tmp_path):
         assert slices[3][20:30, 28:34].mean() > 1.2 * slices[3][20:30, 14:20].mean()
 
 
+def test_slices_that_are_not_axial_are_named(tmp_path, caplog):
+    save_nifti(head()[0].repeat(6, axis=2), tmp_path / "p.nii.gz")  # thick enough to be seen from the side
+    case, page = [{"case": "p", "image": str(tmp_path / "p.nii.gz")}], tmp_path / "tags.html"
+    write_page(case, page)
+    assert not caplog.text
+    write_page(case, page, slice_axis=0)
+    assert "1 of 1 volumes have slices along axis 0 that are not axial" in caplog.text and "such as p" in caplog.text
+
+
 def test_an_axis_of_its_own_is_counted_and_the_front_is_up(cases, tmp_path):
     image = tmp_path / "turned.nii.gz"  # axial slices along its second axis
     write_page([{"case": "turned", "image": str(image)}], tmp_path / "tags.html", slice_axis=1)
