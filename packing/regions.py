@@ -98,5 +98,16 @@ def otsu(values: Tensor) -> Tensor:
 
 def above_half_otsu(volume: Tensor) -> Tensor:
     """Finds the body (D, H, W) bool of `volume` float32, 0 or more, as `inference.body._largest_bright` does."""
-    mask = volume > 0.5 * otsu(volume.flatten())
-    return largest(dilate(erode(mask, 1), [1, 2], False), 1, False)
+    threshold = 0.5 * otsu(volume.flatten())
+    mask = volume > threshold
+    for _ in range(4):
+        mask = largest(dilate(erode(volume > threshold, 1), [1, 2], False), 1, False)
+        if not bool(mask.any()):
+            break
+        slices, plane = mask.flatten(1).any(dim=1), mask.any(dim=0)
+        (front, back), (top, bottom) = bounds(slices, 0), bounds(plane.any(dim=1), 0)
+        left, right = bounds(plane.any(dim=0), 0)
+        if float(mask[front:back, top:bottom, left:right].double().mean()) > 0.3:
+            break
+        threshold = otsu(volume[volume < threshold])
+    return mask

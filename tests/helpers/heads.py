@@ -30,3 +30,11 @@ def put(image: np.ndarray, where: tuple, value: float) -> np.ndarray:
     image = image.copy()
     image[where] = value
     return image
+
+
+def ring_of_fat(ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    """A head, (120, 120, 5) bool, and its image float32: tissue in a ring of fat, `ratio` times as bright."""
+    random, radius = np.random.default_rng(0), np.hypot(*np.mgrid[-60:60, -60:60])[..., None].repeat(5, axis=2)
+    noise = np.abs(random.normal(0, 0.5, radius.shape))
+    tissue = random.uniform(5, 15, radius.shape) * np.where(radius <= 42, 1, ratio)
+    return radius <= 48, (np.where(radius <= 48, tissue, 0) + noise).astype(np.float32)

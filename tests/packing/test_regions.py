@@ -9,8 +9,9 @@ from monai.transforms import KeepLargestConnectedComponent
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from custom_modules.inference.body import ScaleToBodyd, body_box, body_mask
+from custom_modules.inference.body import ScaleToBodyd, body_box, body_mask, find_body
 from packing import body, regions
+from tests.helpers.heads import ring_of_fat
 
 
 @pytest.fixture(scope="module", params=range(4))
@@ -59,6 +60,14 @@ def test_the_body_is_that_of_the_bundle(blobs, erosion):
     bright = regions.above_half_otsu(torch.as_tensor(image - image.min()))
     found = regions.erode(regions.fill_holes(bright), erosion)
     assert expected.any() and np.array_equal(found.numpy(), expected)
+
+
+@pytest.mark.parametrize("ratio", [4, 5])
+def test_a_ring_of_bright_fat_is_not_the_body(ratio):
+    """The body needs a second threshold (test_body.py)."""
+    image = torch.as_tensor(np.moveaxis(ring_of_fat(ratio)[1], -1, 0).copy())
+    mask = torch.jit.script(body.find_body)(image)[2]
+    assert np.array_equal(mask.numpy(), np.moveaxis(find_body(np.moveaxis(image.numpy(), 0, -1)).mask, -1, 0))
 
 
 @pytest.mark.parametrize("shape", [(9, 90, 78), (8, 91, 80), (1, 60, 50)])

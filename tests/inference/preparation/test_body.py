@@ -19,7 +19,7 @@ from custom_modules.inference.body import (
     body_mask,
     find_body,
 )
-from tests.helpers.heads import TISSUE, put, scaled, sides, small_head
+from tests.helpers.heads import TISSUE, put, ring_of_fat, scaled, sides, small_head
 
 BOX = (slice(40, 60), slice(50, 70), slice(2, 7))  # 400 pixels of 128 x 128, in five of 13 slices
 
@@ -96,12 +96,9 @@ def test_the_zeros_around_even_tissue_are_its_background():
 
 @pytest.mark.parametrize("ratio", [2, 4, 5, 20])
 def test_a_ring_of_bright_fat_is_not_the_body(ratio):
-    """Fat `ratio` times as bright as what it surrounds: at 4 and 5, half of Otsu's threshold lies above most of it."""
-    random, head, inside = np.random.default_rng(0), disc(48, 120, 5), disc(42, 120, 5)
-    noise = np.abs(random.normal(0, 0.5, head.shape))
-    tissue = random.uniform(5, 15, head.shape) * np.where(inside, 1, ratio)
-    image = np.where(head, tissue, 0) + noise
-    assert 9 * find_body(image.astype(np.float32)).mask.sum() > 0.9 * head.sum()
+    """At 4 and 5, half of Otsu's threshold lies above most of what the fat surrounds."""
+    head, image = ring_of_fat(ratio)
+    assert 9 * find_body(image).mask.sum() > 0.9 * head.sum()
 
 
 def test_empty_slices_at_the_ends_do_not_count(phantom):
