@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
 
 
 def require_version(version: str) -> None:
