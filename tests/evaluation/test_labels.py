@@ -14,7 +14,9 @@ from tests.helpers.volumes import save_volume
 def test_the_label_is_read_on_the_grid_of_the_image(tmp_path):
     values = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
     affine = np.diag([2.0, 3.0, 5.0, 1.0])
-    path, image = (save_volume(tmp_path / f"{name}.nii.gz", values, affine) for name in ("a_seg", "a"))
+    path, image = (
+        save_volume(tmp_path / f"{name}.nii.gz", x, affine) for name, x in (("a_seg", values), ("a", -values))
+    )
     pred = MetaTensor(torch.zeros(1, 2, 3, 4), affine=torch.as_tensor(affine))
     case = {"pred": pred, "label_file": str(path), "image_file": str(image)}
     label = LoadLabeld()(case)["label"]

@@ -57,12 +57,16 @@ def test_every_module_of_a_zip_imports_without_the_repository(bundle, packed_bun
     assert done.stdout.split("\n")[-2] == f"{len(list((REPO / 'custom_modules').rglob('*.py')))} modules"
 
 
-def test_the_packed_bundle_makes_the_masks_of_the_repository(packed_bundles, volume, tmp_path):
+def test_the_packed_bundle_makes_the_masks_of_the_repository(packed_bundles, volume, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
     where = ["--dataset_dir", volume, "--output_dir"]
     bundle = shutil.copytree(packed_bundles["brats_flair"], tmp_path / "bundle")  # Python leaves its caches there
     inference = bundle / "configs" / "inference.json"
     done = monai_bundle_process("run", "--config_file", inference, *where, tmp_path / "packed", *QUICK, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
+    imported = set(re.findall(r"^import time:.*\| +(\S+)$", done.stdout, re.MULTILINE))
+    assert "custom_modules.inference.inferer" in imported
+    assert not imported & {"highdicom", "custom_modules.training.distill", "custom_modules.inference.dicom_seg"}  # slow
     source = config("brats_flair", "inference")
     monai_bundle("run", "--config_file", source, *where, tmp_path / "source", "--logging_file=False", *QUICK)
     masks = [nib.load(tmp_path / kind / "head" / "head_mask.nii.gz") for kind in ("packed", "source")]
