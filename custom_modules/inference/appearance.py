@@ -91,8 +91,8 @@ class TrainingAppearance:
         self.file = statistics_file(weights) if weights else None  # None: a network without weights is measured
         self.content = read_json(self.file) if self.file and self.file.is_file() else {}
         if self.file and not self.content:
-            logger.warning("%s does not exist, so no volume is compared with those of training; "
-                           "`run statistics` of inference.yaml writes it.", self.file)  # fmt: skip
+            logger.warning("%s does not exist, so no volume is compared with those of training; `run statistics` of "
+                           "inference.yaml writes it, from %d training volumes on.", self.file, FEWEST)  # fmt: skip
 
     def __call__(self, volumes: torch.Tensor, network: nn.Module) -> list[dict[str, float]]:
         """Returns `CHECKS` of each of the prepared `volumes` (B, 1, H, W, D) in [-1, 1], and logs those above 1.
