@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from packing.regions import above_half_otsu, bounds
+from packing.regions import above_half_otsu, bounds, part
 
 
 def percentile(values: Tensor, q: float) -> Tensor:
@@ -41,9 +41,7 @@ def find_filling(y: Tensor) -> tuple[bool, float, float]:
     low, middle = float(percentile(rest, 1.0)), float(percentile(rest, 50.0))
     if constant > low + 0.25 * (middle - low):
         return True, constant, low - 0.5 * (middle - low)
-    (front, back), (top, bottom) = bounds((~void).flatten(1).any(dim=1), 0), bounds((~void).any(dim=0).any(dim=1), 0)
-    left, right = bounds((~void).any(dim=0).any(dim=0), 0)
-    whole = float(void[front:back, top:bottom, left:right].double().mean()) < 0.01
+    whole = float(part(void, ~void).double().mean()) < 0.01
     return constant < low - (middle - low) and ((constant < 0.0 and low >= 0.0) or whole), constant, low
 
 

@@ -57,20 +57,26 @@ def bounds(present: Tensor, margin: int) -> tuple[int, int]:
     return max(int(where[0]) - margin, 0), min(int(where[-1]) + margin + 1, present.numel())
 
 
+def part(volume: Tensor, mask: Tensor) -> Tensor:
+    """Returns the view of `volume` (D, H, W) in the box of `mask` (D, H, W) bool, which has to hold something."""
+    plane = mask.any(dim=0)
+    front, back = bounds(mask.flatten(1).any(dim=1), 0)
+    top, bottom = bounds(plane.any(dim=1), 0)
+    left, right = bounds(plane.any(dim=0), 0)
+    return volume[front:back, top:bottom, left:right]
+
+
 def largest(mask: Tensor, count: int, box: bool) -> Tensor:
     """Keeps the `count` largest components of `mask` (D, H, W) bool; `box`: voxels touch by corners too."""
     if not bool(mask.any()):
         return mask
-    plane = mask.any(dim=0)
-    slices, rows, columns = mask.flatten(1).any(dim=1), plane.any(dim=1), plane.any(dim=0)
-    (front, back), (top, bottom), (left, right) = bounds(slices, 0), bounds(rows, 0), bounds(columns, 0)
-    labels = components(mask[front:back, top:bottom, left:right], [0, 1, 2], box)
+    labels = components(part(mask, mask), [0, 1, 2], box)
     sizes = torch.bincount(labels.flatten())
     sizes[0] = 0  # the background
     keep = torch.zeros_like(sizes, dtype=torch.bool)
     keep[sizes.topk(min(count, sizes.numel())).indices] = True
     out = torch.zeros_like(mask)
-    out[front:back, top:bottom, left:right] = (keep & (sizes > 0))[labels]
+    part(out, mask).copy_((keep & (sizes > 0))[labels])
     return out
 
 
@@ -102,12 +108,7 @@ def above_half_otsu(volume: Tensor) -> Tensor:
     mask = volume > threshold
     for _ in range(4):
         mask = largest(dilate(erode(volume > threshold, 1), [1, 2], False), 1, False)
-        if not bool(mask.any()):
-            break
-        slices, plane = mask.flatten(1).any(dim=1), mask.any(dim=0)
-        (front, back), (top, bottom) = bounds(slices, 0), bounds(plane.any(dim=1), 0)
-        left, right = bounds(plane.any(dim=0), 0)
-        if float(mask[front:back, top:bottom, left:right].double().mean()) > 0.3:
+        if not bool(mask.any()) or float(part(mask, mask).double().mean()) > 0.3:
             break
         threshold = otsu(volume[volume < threshold])
     return mask
